@@ -1,0 +1,64 @@
+"""The door to farshot: `python cli.py COMMAND ...`.
+
+Commands that need no model answer without importing torch.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+COMMANDS = {
+    "fit": ("studies.commands.single", "train, from scratch or from weights:  fit --config FILE ..."),
+    "validate": ("studies.commands.single", "evaluate the validation images:      validate --run RUN"),
+    "test": ("studies.commands.single", "evaluate the test images:            test --run RUN"),
+    "predict": (
+        "studies.commands.predict",
+        "predict files without labels:        predict --run RUN --input FOLDER",
+    ),
+    "study": ("studies.commands.study", "run or show a whole study:           study run|status|report FILE"),
+    "list": ("studies.commands.listing", "what there is:                       list datasets|models"),
+    "check": (
+        "studies.commands.check",
+        "decode every image of a data set:    check DATA",
+    ),
+}
+USAGE = "usage: python cli.py COMMAND ...\n\n{}\n\nMore: python cli.py COMMAND --help, README.md"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command and exit as DESIGN says: 0 done, 2 bad input, 3 non-finite loss, 130 / 143 interrupted.
+
+    Args:
+        args: Words after the program's name; default: the process's own. On success the call returns.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help"):
+        lines = (f"  {name:9} {text}" for name, (_, text) in COMMANDS.items())
+        print(USAGE.format("\n".join(lines)))
+        return
+    if words[0] not in COMMANDS:
+        from datamodules.errors import closest
+
+        near = closest(words[0], COMMANDS)
+        print(f"unknown command {words[0]!r}" + (f"; did you mean {near!r}?" if near else ""), file=sys.stderr)
+        print(f"  valid: {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    try:
+        importlib.import_module(COMMANDS[words[0]][0]).run(words)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `cli.py list | head` is no error
+    except (Exception, KeyboardInterrupt) as error:
+        from studies.failures import describe_exception, exit_code
+
+        code = exit_code(error)
+        if code == 1 and not hasattr(error, "exit_code"):
+            traceback.print_exc()  # not foreseen: whoever reports it needs the details
+        print(describe_exception(error), file=sys.stderr)
+        raise SystemExit(code) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Everything before the batch: data sets, splits, few-shot draws, transforms and the stream.
+
+Exports are lazy (PEP 562), so that importing one leaf does not import Lightning.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "BaseDataModule": "base",
+    "ImageTable": "image_table",
+    "ImageFolder": "image_table",
+    "Synthetic": "synthetic",
+    "CIFAR10": "natural.cifar",
+    "CIFAR100": "natural.cifar",
+    "NIHChestXray14": "chest_xray.nih",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(f"datamodules.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module 'datamodules' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_EXPORTS)
+
+
+def module_of(name: str) -> str:
+    """Module of an exported class, below this package: `natural.cifar` for CIFAR10."""
+    return _EXPORTS[name]

@@ -1,0 +1,166 @@
+"""NIH ChestX-ray14: 112,120 frontal chest X-rays of 30,805 patients, 14 findings mined from reports."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from datamodules import readers
+from datamodules.base import BaseDataModule
+from datamodules.errors import DataError, closest
+from datamodules.table import Table, split_column, strings
+
+TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+LISTS = {"train_val_list.txt": "train", "test_list.txt": "test"}
+COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position")
+SEX_COLUMNS = ("Patient Gender", "Patient Sex")  # the column's name differs between the releases
+
+
+class NIHChestXray14(BaseDataModule):
+    """NIH ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315).
+
+    Source: NIH Clinical Center, https://nihcc.app.box.com/v/ChestXray-NIHCC; free to use with attribution. 45 GB of
+    8-bit PNG, 1024×1024, a few of them RGBA. Layout: `root/Data_Entry_2017_v2020.csv`, `train_val_list.txt`,
+    `test_list.txt`, and the images in `images/` or `images_001/images/` … `images_012/images/`.
+    Labels: 14 findings in alphabetical order, text-mined (> 90 % accurate by its authors), "No Finding" = all 0; no
+    label is unknown. Patients: "Patient ID". Split: official, by patient (86,524 / 25,596); validation is carved from
+    train by patient.
+
+    Args:
+        image_size: Side of the images that the model sees, pixels.
+        transform: Transform policy by name.
+        views: Views to use, of PA and AP; default both.
+        **kwargs: Arguments shared by all data sets.
+    """
+
+    name = "nih"
+    task = "multilabel"
+    channels: ClassVar[Literal[1, 3]] = 1
+    class_names = [  # noqa: RUF012
+        "Atelectasis",
+        "Cardiomegaly",
+        "Consolidation",
+        "Edema",
+        "Effusion",
+        "Emphysema",
+        "Fibrosis",
+        "Hernia",
+        "Infiltration",
+        "Mass",
+        "Nodule",
+        "Pleural_Thickening",
+        "Pneumonia",
+        "Pneumothorax",
+    ]
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 224,
+        transform: str = "chest_xray",
+        views: list[Literal["PA", "AP"]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_size=image_size, transform=transform, **kwargs)
+        self.views = views
+
+    def eligible(self, table: Table) -> np.ndarray:
+        """Rows of the chosen views."""
+        view = np.asarray(table.metadata["view"])
+        return np.ones(len(table), dtype=bool) if self.views is None else np.isin(view, self.views)
+
+    def load_table(self) -> Table:
+        """Read the official table and lists; images are found in one listing of their folders."""
+        readers.require_folder(self.root, self.name)
+        path = next((self.root / name for name in TABLES if (self.root / name).is_file()), self.root / TABLES[0])
+        frame = readers.read_frame(path)
+        sex = next((name for name in SEX_COLUMNS if name in frame), SEX_COLUMNS[0])
+        for column in (*COLUMNS, sex):
+            if column not in frame:
+                near = closest(column, frame.columns)
+                raise DataError(
+                    f"no column {column!r}" + (f"; did you mean {near!r}?" if near else ""),
+                    where=f"{path}, line 1",
+                    valid=list(frame.columns),
+                )
+        images, patients = frame["Image Index"], frame["Patient ID"]
+        _reject(images.duplicated(), images, "image listed twice:", path)
+        _reject(patients.str.strip() == "", patients, "a row without a patient:", path)
+        return Table(
+            paths=strings(self._folders(images)),
+            labels=self._findings(frame["Finding Labels"], path),
+            groups=strings(patients),
+            split=split_column(self._split(images)),
+            metadata={
+                "sex": frame[sex].to_numpy(),
+                "age": _years(frame["Patient Age"]),
+                "view": frame["View Position"].to_numpy(),
+            },
+            source=path,
+        )
+
+    def _folders(self, images: "pd.Series[str]") -> list[str]:
+        """Prefix every image with its folder; images that are nowhere are looked for in `images/`."""
+        home: dict[str, str] = {}
+        for folder in [self.root / "images", *sorted(self.root.glob("images_*/images"))]:
+            if folder.is_dir():
+                prefix = folder.relative_to(self.root).as_posix()
+                home |= {entry.name: prefix for entry in folder.iterdir()}
+        return [f"{home.get(image, 'images')}/{image}" for image in images]
+
+    def _findings(self, cells: "pd.Series[str]", path: Path) -> np.ndarray:
+        names = NIHChestXray14.class_names
+        number = {name: column for column, name in enumerate(names)}
+        labels = np.zeros((len(cells), len(names)), dtype=np.float32)
+        # Few distinct combinations of findings exist, so each is parsed once.
+        codes, combinations = pd.factorize(cells)
+        for code, combination in enumerate(combinations):
+            findings = [finding.strip() for finding in combination.split("|")]
+            for finding in findings:
+                if finding in number:
+                    labels[codes == code, number[finding]] = 1.0
+                elif finding != "No Finding":
+                    near = closest(finding, names)
+                    raise DataError(
+                        f"unknown finding {finding!r}" + (f"; did you mean {near!r}?" if near else ""),
+                        where=f"{path}, line {int(np.argmax(codes == code)) + 2}",
+                        valid=[*names, "No Finding"],
+                    )
+        return labels
+
+    def _split(self, images: "pd.Series[str]") -> np.ndarray:
+        split = pd.Series("", index=images.to_numpy(), dtype=object)
+        for name, part in LISTS.items():
+            path = self.root / name
+            if not path.is_file():
+                raise DataError(
+                    f"no list {name}: it holds the official split",
+                    where=str(self.root),
+                    hint="it comes with the data set",
+                )
+            listed = pd.Index(path.read_text().split())
+            unknown = np.flatnonzero(~listed.isin(split.index))
+            if len(unknown):
+                raise DataError(
+                    f"{name} names {listed[unknown[0]]!r}, which the table does not have ({len(unknown)} such lines)",
+                    where=f"{path}, line {unknown[0] + 1}",
+                )
+            split.loc[listed] = part
+        return split.to_numpy()
+
+
+def _reject(bad: "pd.Series[bool]", values: "pd.Series[str]", problem: str, path: Path) -> None:
+    rows: Sequence[int] = np.flatnonzero(bad.to_numpy()).tolist()
+    if rows:
+        raise DataError(
+            f"{problem} {values.iloc[rows[0]]!r} ({len(rows)} such rows)", where=f"{path}, line {rows[0] + 2}"
+        )
+
+
+def _years(cells: "pd.Series[str]") -> np.ndarray:
+    """Ages in years, float32; the first release writes 058Y, 011M and 002D."""
+    parts = cells.str.extract(r"^\s*(\d+)\s*([YMD]?)\s*$")
+    unit = parts[1].map({"Y": 1.0, "M": 1 / 12, "D": 1 / 365.25, "": 1.0})
+    return (pd.to_numeric(parts[0]) * unit).to_numpy(dtype=np.float32)

@@ -1,0 +1,200 @@
+"""Any data set of one's own: a folder tree, a CSV or a Parquet file, described by a config and no code."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from datamodules import readers
+from datamodules.base import BaseDataModule, Task
+from datamodules.errors import DataError, closest
+from datamodules.table import METADATA, Table, split_column, strings
+
+ROLES = ("path", "label", "group", "split", *METADATA)
+
+
+class ImageTable(BaseDataModule):
+    """Images in a folder tree, or listed in a CSV or Parquet file.
+
+    Without `table`, `root` holds one folder a class, below train, val and test where there are splits. With `table`,
+    `columns` says which column is what. One label column holds class names (multi-class) or 0 / 1 (`task: binary`); a
+    list of columns holds 1, 0 or blank = unknown for each label (multi-label).
+
+    Args:
+        table: CSV or Parquet file, relative to `root`; None for a folder tree.
+        columns: Column of each role: path, label (one name, or a list), and optionally group (the patient), split, sex,
+            age, view, scanner, site, date.
+        class_names: Classes in index order. Default: the class folders, the values of the label column sorted, or the
+            label columns.
+        task: multiclass, binary or multilabel; default: multilabel for a list of columns, otherwise multiclass.
+        mode: rgb, or grey for one channel.
+        dataset_name: Name in results and key of the hashed test split; default: the folder's name.
+        **kwargs: Arguments shared by all data sets.
+    """
+
+    name: ClassVar[str] = "images"
+
+    def __init__(
+        self,
+        *,
+        table: str | None = None,
+        columns: dict[str, str | list[str]] | None = None,
+        class_names: list[str] | None = None,
+        task: Task | None = None,
+        mode: Literal["rgb", "grey"] = "rgb",
+        dataset_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        readers.require_folder(self.root, dataset_name or type(self).__name__)
+        self.name = dataset_name or self.root.resolve().name  # type: ignore[misc]
+        self.channels = 3 if mode == "rgb" else 1  # type: ignore[misc]
+        self.table = self.root / table if table is not None else None
+        self.columns = dict(columns or {})
+        self._check_columns()
+        label = self.columns.get("label")
+        self.task = task or ("multilabel" if isinstance(label, list) else "multiclass")
+        if isinstance(label, str) and self.task == "multilabel":
+            raise DataError("a multi-label set needs a list of label columns", where="data.init_args.columns.label")
+        self.class_names = list(class_names) if class_names else self._find_classes()
+        self.restrict_labels()
+
+    def _check_columns(self) -> None:
+        for role in self.columns:
+            if role not in ROLES:
+                near = closest(role, ROLES)
+                raise DataError(
+                    f"unknown role {role!r}" + (f"; did you mean {near!r}?" if near else ""),
+                    where="data.init_args.columns",
+                    valid=ROLES,
+                )
+        needed = {"path", "label"} - set(self.columns)
+        if self.table is not None and needed:
+            raise DataError(
+                f"columns lacks {' and '.join(sorted(needed))}",
+                where="data.init_args.columns",
+                valid=readers.header(self.table) if self.table.suffix == ".parquet" and self.table.is_file() else ROLES,
+            )
+        if self.table is None and self.columns:
+            raise DataError("columns needs a table", where="data.init_args.columns", hint="give data.init_args.table")
+
+    def _find_classes(self) -> list[str]:
+        if self.table is None:
+            names = readers.class_folders(self.root)
+            return names[1:] if self.task == "binary" and len(names) == 2 else names
+        label = self.columns["label"]
+        frame = readers.read_frame(self.table, _names(label))
+        if isinstance(label, list):
+            return list(label)
+        if self.task == "binary":
+            return [label]
+        cells = frame[label].map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
+        names = sorted(set(cells) - {""}, key=lambda name: (int(name) if name.isdigit() else -1, name))
+        if len(names) < 2:
+            raise DataError(
+                f"label column {label!r} has {len(names)} classes",
+                where=f"{self.table}, line 1",
+                valid="2 or more",
+            )
+        return names
+
+    def load_table(self) -> Table:
+        """Read the folder listing or the table."""
+        return self._load_tree() if self.table is None else self._load_file(self.table)
+
+    def _load_tree(self) -> Table:
+        folders = readers.class_folders(self.root)
+        names = folders if self.task == "binary" else self.class_names
+        if self.task == "binary" and len(folders) != 2:
+            raise DataError(f"a binary task needs two class folders, {self.root} has {len(folders)}", valid=folders)
+        unknown = [folder for folder in folders if folder not in names]
+        if unknown:
+            raise DataError(
+                f"class folder {unknown[0]!r} is not among class_names",
+                where=str(self.root),
+                valid=self.class_names,
+            )
+        paths, labels, split = readers.read_tree(self.root, names)
+        if not paths:
+            raise DataError(
+                f"no images in {self.root}",
+                where="data.init_args.root",
+                valid=".jpg, .png, ... in class folders",
+            )
+        if self.task == "binary":
+            labels = labels[:, None].astype(np.float32)
+        return Table(strings(paths), labels, strings(paths), split_column(split))
+
+    def _load_file(self, path: Path) -> Table:
+        roles = {role: _names(column) for role, column in self.columns.items()}
+        frame = readers.read_frame(path, [name for names in roles.values() for name in names])
+        images = frame[roles["path"][0]].astype(str)
+        blank = np.flatnonzero((images.str.strip() == "").to_numpy())
+        if len(blank):
+            raise DataError("a row without an image", where=f"{path}, line {blank[0] + 2}")
+        twice = np.flatnonzero(images.duplicated().to_numpy())
+        if len(twice):
+            raise DataError(
+                f"image {images.iloc[twice[0]]!r} is listed twice ({len(twice)} such rows)",
+                where=f"{path}, line {twice[0] + 2}",
+            )
+        split = np.full(len(frame), "", dtype=object)
+        if "split" in roles:
+            split = self._read_split(frame[roles["split"][0]], path)
+        groups = images
+        if "group" in roles:
+            groups = frame[roles["group"][0]].astype(str)
+            empty = np.flatnonzero((groups.str.strip() == "").to_numpy())
+            if len(empty):
+                raise DataError("a row without a group (patient)", where=f"{path}, line {empty[0] + 2}")
+        return Table(
+            paths=strings(images),
+            labels=self._read_labels(frame[roles["label"]], str(path)),
+            groups=strings(groups),
+            split=split_column(split),
+            metadata={role: frame[names[0]].to_numpy() for role, names in roles.items() if role in METADATA},
+            source=path,
+        )
+
+    def _read_labels(self, cells: pd.DataFrame, where: str) -> np.ndarray:
+        if self.task == "multiclass":
+            return readers.class_labels(cells.iloc[:, 0].tolist(), self.class_names, where)
+        return readers.binary_cells(cells, where)
+
+    def _read_split(self, cells: "pd.Series[str]", path: Path) -> np.ndarray:
+        values = cells.astype(str).str.strip().str.lower()
+        known = {**readers.SPLIT_FOLDERS, "": ""}
+        bad = np.flatnonzero(~values.isin(list(known)).to_numpy())
+        if len(bad):
+            raise DataError(
+                f"unknown split {cells.iloc[bad[0]]!r}",
+                where=f"{path}, line {bad[0] + 2}",
+                valid=[*readers.SPLIT_FOLDERS, "blank (unused)"],
+            )
+        return values.map(known).to_numpy(dtype=object)
+
+
+def _names(column: str | list[str]) -> list[str]:
+    return [column] if isinstance(column, str) else list(column)
+
+
+class ImageFolder(ImageTable):
+    """One folder a class, below train, val and test where there are splits: `ImageTable` under the name people know.
+
+    Args:
+        class_names: Classes in index order; default: the class folders, sorted.
+        mode: rgb, or grey for one channel.
+        dataset_name: Name in results and key of the hashed test split; default: the folder's name.
+        **kwargs: Arguments shared by all data sets.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_names: list[str] | None = None,
+        mode: Literal["rgb", "grey"] = "rgb",
+        dataset_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(class_names=class_names, mode=mode, dataset_name=dataset_name, **kwargs)

@@ -1,0 +1,194 @@
+"""Reads metadata: folder trees, CSV and Parquet files, label columns. Never opens an image."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from datamodules import io
+from datamodules.errors import DataError, closest, shorten
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Folder names (and values of a split column) and the split that each stands for, lower case."""
+
+
+def require_folder(root: Path, name: str) -> None:
+    """Raise a DataError that says what to do where `root` is not a folder."""
+    if not root.is_dir():
+        near = closest(root.name, os.listdir(root.parent)) if root.parent.is_dir() else None
+        raise DataError(
+            f"no folder {root} for {name}" + (f"; did you mean {root.parent / near}?" if near else ""),
+            where="data.init_args.root (default: $FARSHOT_DATA/<data set>)",
+            hint="give --data.root FOLDER, or set FARSHOT_DATA",
+        )
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """Folders directly under `root` that are named after splits, and their split; empty where there are none."""
+    found = {entry.name: SPLIT_FOLDERS.get(entry.name.lower(), "") for entry in os.scandir(root) if entry.is_dir()}
+    named = {folder: split for folder, split in found.items() if split}
+    return named if "train" in named.values() else {}
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the class folders of a tree, sorted: below the training folder where there is one, else below `root`.
+
+    Raises:
+        DataError: No class folder, or a split has other classes than training.
+    """
+    splits = split_folders(root)
+    if not splits:
+        names = _folders(root)
+    else:
+        trees = {split: set(_folders(root / folder)) for folder, split in splits.items()}
+        names = sorted(trees["train"])
+        for split, classes in trees.items():
+            extra = sorted(classes - trees["train"])
+            if extra:
+                raise DataError(
+                    f"{split} has class folders that training lacks: {shorten(extra)}",
+                    where=str(root),
+                    valid=names,
+                )
+    if not names:
+        raise DataError(
+            f"no class folders in {root}",
+            where="data.init_args.root",
+            valid="root/CLASS/*.jpg or root/{train,val,test}/CLASS/*.jpg",
+        )
+    return names
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def read_tree(root: Path, class_names: Sequence[str]) -> tuple[list[str], np.ndarray, list[str]]:
+    """Read a folder tree of classes: (relative paths, labels int64 (N,), splits)."""
+    paths = io.list_images(root)
+    splits = split_folders(root)
+    number = {name: index for index, name in enumerate(class_names)}
+    kept: list[str] = []
+    labels: list[int] = []
+    split: list[str] = []
+    for path in paths:
+        parts = path.split("/")
+        folder = parts[0] if splits else ""
+        depth = 1 if splits else 0
+        if (splits and folder not in splits) or len(parts) < depth + 2 or parts[depth] not in number:
+            continue  # images beside the class folders belong to no class
+        kept.append(path)
+        labels.append(number[parts[depth]])
+        split.append(splits.get(folder, ""))
+    return kept, np.asarray(labels, dtype=np.int64), split
+
+
+def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a CSV (also gzipped) or Parquet file; CSV cells stay text, blanks become "".
+
+    Raises:
+        DataError: Missing or broken file, or a missing column (with the nearest match).
+    """
+    if not path.is_file():
+        near = closest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
+        raise DataError(
+            f"no table {path}" + (f"; did you mean {near!r}?" if near else ""),
+            where="data.init_args.table",
+            hint="paths are relative to root",
+        )
+    try:
+        if path.suffix == ".parquet":
+            present = header(path)
+        else:
+            present = [str(name) for name in pd.read_csv(path, nrows=0, dtype=str).columns]
+        for column in columns or []:
+            if column not in present:
+                near = closest(column, present)
+                raise DataError(
+                    f"no column {column!r}" + (f"; did you mean {near!r}?" if near else ""),
+                    where=f"{path}, line 1",
+                    valid=present,
+                )
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path, columns=list(columns) if columns else None)
+        return pd.read_csv(path, usecols=list(columns) if columns else None, dtype=str, keep_default_na=False)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"cannot read the table: {error}", where=str(path), hint="check that the file is whole"
+        ) from error
+
+
+def header(path: Path) -> list[str]:
+    """Column names of a Parquet file, from its footer."""
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(path).names)
+
+
+def class_labels(values: Sequence[object], class_names: Sequence[str], where: str, line: int = 2) -> np.ndarray:
+    """Turn a column of class names (or class numbers) into int64 labels (N,); blank = −1.
+
+    Args:
+        values: The column's cells.
+        class_names: Names in index order.
+        where: File, for messages.
+        line: Line of the first cell.
+
+    Raises:
+        DataError: An unknown class name or a number out of range, with its line.
+    """
+    number = {name: index for index, name in enumerate(class_names)}
+    text = pd.Series(values, dtype="object").map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
+    codes = text.map(number)
+    numeric = pd.to_numeric(text, errors="coerce")
+    by_number = codes.isna() & numeric.notna() & (numeric >= 0) & (numeric < len(class_names)) & (numeric % 1 == 0)
+    # A number is a class index only where no class bears a number for a name.
+    if not any(name.lstrip("-").isdigit() for name in class_names):
+        codes = codes.where(~by_number, numeric)
+    bad = np.flatnonzero((codes.isna() & (text != "")).to_numpy())
+    if len(bad):
+        value = text.iloc[bad[0]]
+        near = closest(value, class_names)
+        raise DataError(
+            f"unknown label {value!r}" + (f"; did you mean {near!r}?" if near else "") + f" ({len(bad)} such rows)",
+            where=f"{where}, line {bad[0] + line}",
+            valid=class_names
+            if not str(value).lstrip("-").isdigit()
+            else f"0 to {len(class_names) - 1}, or a class name",
+        )
+    return codes.fillna(-1).to_numpy(dtype=np.int64)
+
+
+def binary_cells(frame: pd.DataFrame, where: str, line: int = 2) -> np.ndarray:
+    """Turn label columns into float32 (N, L): 1, 0, or NaN where a cell is blank.
+
+    Raises:
+        DataError: A cell that is neither 0, 1 nor blank, with its line and column.
+    """
+    result = np.full(frame.shape, np.nan, dtype=np.float32)
+    for column, name in enumerate(frame.columns):
+        cells = frame[name]
+        text = cells.map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
+        values = pd.to_numeric(text, errors="coerce")
+        bad = np.flatnonzero(((text != "") & ~values.isin([0, 1])).to_numpy())
+        if len(bad):
+            raise DataError(
+                f"label {text.iloc[bad[0]]!r} in column {name!r} is out of range ({len(bad)} such rows)",
+                where=f"{where}, line {bad[0] + line}",
+                valid="0, 1 or blank (unknown)",
+            )
+        result[:, column] = values.to_numpy(dtype=np.float32)
+    return result

@@ -1,0 +1,258 @@
+"""Image transforms by name: crop, resize and augment on uint8, the same for the same image and seed.
+
+Every resize is anti-aliased: pixels are averaged (`INTER_AREA`) when an image shrinks, interpolated linearly
+when it grows.
+"""
+
+import functools
+import importlib
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.errors import DataError, closest
+
+Image = NDArray[np.uint8]
+Geometry = Callable[[Image], Image]
+# (image_size, train) -> the fixed first step, and the random steps of albumentations after it.
+Policy = Callable[[int, bool], tuple[Geometry, Sequence[Any]]]
+
+
+def create_transform(policy: str, image_size: int, *, train: bool) -> "Transform":
+    """Create the transform of a policy.
+
+    Args:
+        policy: A key of `POLICIES`.
+        image_size: Side of the square output in pixels.
+        train: Augment; otherwise the policy's fixed evaluation transform.
+
+    Raises:
+        DataError: There is no such policy, or the size is not positive.
+    """
+    if policy not in POLICIES:
+        near = closest(policy, POLICIES)
+        raise DataError(
+            f"There is no transform policy {policy!r}.",
+            where="policy",
+            valid=sorted(POLICIES),
+            hint=f"did you mean {near!r}?" if near else "choose one of these",
+        )
+    if image_size < 1:
+        raise DataError(f"An image size of {image_size} is impossible.", where="image_size", valid="1 or more")
+    geometry, augmentations = POLICIES[policy](image_size, train)
+    return Transform(geometry, augmentations)
+
+
+class Transform:
+    """A fixed geometric step and then random ones, a pure function of (image, seed).
+
+    Args:
+        geometry: Fixed step on (H, W, C) images.
+        augmentations: Transforms of albumentations, applied in order; none for evaluation.
+    """
+
+    def __init__(self, geometry: Geometry, augmentations: Sequence[Any] = ()) -> None:
+        self._geometry = geometry
+        self._compose = _albumentations().Compose(list(augmentations), p=1.0) if augmentations else None
+        # `Compose.set_random_seed` hands the same seed to every step, so that their draws are equal: a flip
+        # would happen exactly when the random crop is small. One generator for all steps gives independent
+        # draws, and re-seeding it in place costs 6 µs instead of 40.
+        self._random = random.Random(0)
+        self._generator = np.random.Generator(np.random.Philox(key=0))
+        self._state: dict[str, Any] = dict(self._generator.bit_generator.state)
+        if self._compose is not None:
+            self._compose.set_random_state(self._generator, self._random)
+
+    def __call__(self, image: Image, seed: int) -> Image:
+        """Transform one image.
+
+        Args:
+            image: uint8, (H, W, 1) or (H, W, 3), at least 1 x 1 pixel; it is not changed.
+            seed: 0 to 2^64 - 1; no effect in evaluation.
+
+        Returns:
+            uint8, (C, image_size, image_size), contiguous and sharing no memory with `image`.
+
+        Raises:
+            DataError: The image's type or shape is not as above.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or image.size == 0:
+            raise DataError(
+                f"A transform got an image of type {image.dtype} and shape {image.shape}.",
+                valid="uint8, (H, W, 1) or (H, W, 3)",
+            )
+        image = self._geometry(image)
+        if self._compose is not None:
+            self._seed(seed)
+            image = self._compose(image=image)["image"]
+        return _channels_first(image)
+
+    def _seed(self, seed: int) -> None:
+        self._random.seed(int(seed))
+        self._state["state"]["key"][0] = seed
+        self._generator.bit_generator.state = self._state
+
+
+def bit(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
+    """BiT-HyperRule, aspect kept: short side to 160/128 (up to 160 px) or 512/480, random crop, flip.
+
+    Sizes of Kolesnikov et al. 2020 (BiT) with the aspect-keeping resize of Cherti & Jitsev 2022; BiT itself
+    resizes to a square. Evaluation: short side to `image_size`, centre crop.
+    """
+    if not train:
+        return resize_center(image_size, train)
+    short_side = round(image_size * 160 / 128 if image_size <= 160 else image_size * 512 / 480)
+    A = _albumentations()
+    return (
+        functools.partial(_resize_short_side, short_side=short_side),
+        [A.RandomCrop(image_size, image_size), A.HorizontalFlip(p=0.5)],
+    )
+
+
+def inception_crop(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
+    """ImageNet recipe: crop of 8-100 % of the area at aspect 3/4 to 4/3, resize, flip (Szegedy et al. 2015).
+
+    Evaluation: short side to 256/224 of `image_size`, centre crop.
+    """
+    if not train:
+        short_side = round(image_size * 256 / 224)
+        return functools.partial(_resize_and_center_crop, short_side=short_side, image_size=image_size), []
+    A = _albumentations()
+    size = (image_size, image_size)
+    crop = A.RandomResizedCrop(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), area_for_downscale="image")
+    return _unchanged, [crop, A.HorizontalFlip(p=0.5)]
+
+
+def resize_center(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
+    """No augmentation: short side to `image_size`, centre crop, in training and evaluation."""
+    return functools.partial(_resize_and_center_crop, short_side=image_size, image_size=image_size), []
+
+
+def chest_xray(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
+    """Radiographs, safe default: pad to a square with black, resize; small changes and never a flip.
+
+    A flip would put the heart on the right. Training: rotation up to 10 degrees, shift and scale up to 5 %,
+    brightness and contrast up to 10 %.
+    """
+    geometry = functools.partial(_pad_to_square, image_size=image_size)
+    if not train:
+        return geometry, []
+    A = _albumentations()
+    return geometry, [
+        _affine(shift=0.05, scale=0.05, rotate=10),
+        A.RandomBrightnessContrast(brightness_limit=0.1, contrast_limit=0.1, p=1.0),
+    ]
+
+
+def chest_xray_cherti2022(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
+    """Radiographs as in Cherti & Jitsev 2022 (their code): centre-crop to a square, resize; strong affine.
+
+    Training: shift up to 25 %, scale up to 10 %, rotation up to 45 degrees, horizontal flip. For reproduction
+    only: the flip mirrors the anatomy.
+    """
+    geometry = functools.partial(_center_square, image_size=image_size)
+    if not train:
+        return geometry, []
+    A = _albumentations()
+    return geometry, [_affine(shift=0.25, scale=0.1, rotate=45), A.HorizontalFlip(p=0.5)]
+
+
+POLICIES: Mapping[str, Policy] = {
+    "bit": bit,
+    "inception_crop": inception_crop,
+    "resize_center": resize_center,
+    "chest_xray": chest_xray,
+    "chest_xray_cherti2022": chest_xray_cherti2022,
+}
+
+
+@functools.cache
+def _albumentations() -> ModuleType:
+    """Import albumentations (2 s) for the first augmentation, without its call to a package registry."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    return importlib.import_module("albumentations")
+
+
+@functools.cache
+def _opencv() -> ModuleType:
+    import cv2
+
+    return cv2
+
+
+def _affine(*, shift: float, scale: float, rotate: float) -> Any:
+    """Shift (fraction of the side), scale (both axes alike) and rotate (degrees); black outside."""
+    return _albumentations().Affine(
+        translate_percent=(-shift, shift),
+        scale=(1 - scale, 1 + scale),
+        keep_ratio=True,
+        rotate=(-rotate, rotate),
+        p=1.0,
+    )
+
+
+def _unchanged(image: Image) -> Image:
+    return image
+
+
+def _resize(image: Image, height: int, width: int) -> Image:
+    """Resize (H, W, C) to (height, width, C): area averages if a side shrinks, bilinear otherwise."""
+    if image.shape[:2] == (height, width):
+        return image
+    cv2 = _opencv()
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    resized: Image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    # OpenCV drops the axis of a single channel.
+    return resized if resized.ndim == 3 else resized[:, :, None]
+
+
+def _scale(image: Image, factor: float) -> Image:
+    height, width = image.shape[:2]
+    return _resize(image, max(1, round(height * factor)), max(1, round(width * factor)))
+
+
+def _resize_short_side(image: Image, *, short_side: int) -> Image:
+    return _scale(image, short_side / min(image.shape[:2]))
+
+
+def _center_crop(image: Image, height: int, width: int) -> Image:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def _resize_and_center_crop(image: Image, *, short_side: int, image_size: int) -> Image:
+    return _center_crop(_resize_short_side(image, short_side=short_side), image_size, image_size)
+
+
+def _center_square(image: Image, *, image_size: int) -> Image:
+    """Centre-crop to a square of the short side, then resize."""
+    side = min(image.shape[:2])
+    return _resize(_center_crop(image, side, side), image_size, image_size)
+
+
+def _pad_to_square(image: Image, *, image_size: int) -> Image:
+    """Resize the long side to `image_size` and centre on black: padding first would move more pixels."""
+    resized = _scale(image, image_size / max(image.shape[:2]))
+    height, width, channels = resized.shape
+    if height == width:
+        return resized
+    square = np.zeros((image_size, image_size, channels), np.uint8)
+    top, left = (image_size - height) // 2, (image_size - width) // 2
+    square[top : top + height, left : left + width] = resized
+    return square
+
+
+def _channels_first(image: Image) -> Image:
+    """Copy (H, W, C) to a contiguous (C, H, W)."""
+    height, width, channels = image.shape
+    if channels == 1:
+        return image.reshape(1, height, width).copy()
+    planes = np.empty((channels, height, width), np.uint8)
+    # Three to five times as fast as a transposed copy.
+    _opencv().split(image, list(planes))
+    return planes

@@ -1,0 +1,213 @@
+"""The base of every task: one shared step, an exact evaluation, a stream of random numbers that survives a resume."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_modules.backbones.factory import classifier_parameters
+from lightning_modules.errors import ModelError
+from lightning_modules.metrics import Evaluation, EvaluationResult, evaluate
+from lightning_modules.optimizers import SGDAGC, agc_parameter_groups
+from lightning_modules.schedules import ConstantSchedule, RunLength, Schedule
+
+Batch = dict[str, Tensor]
+
+
+def default_optimizer(parameters: Any) -> SGDAGC:
+    """SGD with adaptive gradient clipping at paper A's transfer rate (PROTOCOLS A.4)."""
+    return SGDAGC(parameters, lr=0.001)
+
+
+class BaseTask(LightningModule, ABC):
+    """What all tasks share. A subclass builds `self.backbone` and implements the three `configure_` methods and `step`.
+
+    Args:
+        optimizer: Optimizer of the parameters that train.
+        lr_scheduler: Schedule of the learning rate over the run; default constant.
+    """
+
+    backbone: nn.Module
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, optimizer: OptimizerCallable, lr_scheduler: Schedule | None) -> None:
+        super().__init__()
+        self.make_optimizer = optimizer
+        self.schedule = lr_scheduler if lr_scheduler is not None else ConstantSchedule()
+        self.results: dict[str, EvaluationResult] = {}
+        """Latest evaluation by split, "validation" and "test": the same on every rank."""
+
+    @abstractmethod
+    def configure_models(self) -> None:
+        """Build the network."""
+
+    @abstractmethod
+    def configure_losses(self) -> None:
+        """Choose the loss."""
+
+    @abstractmethod
+    def configure_metrics(self) -> None:
+        """Build `self.evaluations`, an `Evaluation` a split."""
+
+    @abstractmethod
+    def training_loss(self, images: Tensor, batch: Batch) -> Tensor:
+        """Loss of one training batch of normalised images."""
+
+    @abstractmethod
+    def hyper_parameters(self) -> dict[str, Any]:
+        """What a checkpoint must say so that its weights can be used, in plain types."""
+
+    # Images ------------------------------------------------------------------------------------------------------
+
+    def set_normalisation(self, mean: list[float], std: list[float]) -> None:
+        """Keep the mean and standard deviation that belong to the weights, one value a channel, in [0, 1] units."""
+        if len(mean) not in (1, 3) or len(std) != len(mean) or min(std) <= 0:
+            raise ModelError(f"mean {mean} and std {std} do not fit", valid="1 or 3 values each, std > 0")
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn uint8 (B, 1 or 3, H, W) images, or floats in [0, 1], into normalised floats on the device."""
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        return (images.to(self.mean.dtype) / scale - self.mean) / self.std
+
+    # Training ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch; logged every `log_every_n_steps`, since a log call costs 0.2 ms."""
+        loss = self.training_loss(self.normalise(batch["image"]), batch)
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout and mixup by (seed, batches done, rank), so that a resumed run draws the same numbers.
+
+        Not by `global_step`, which stands still while gradients accumulate.
+        """
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        words = (self.stream_seed, done, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    @property
+    def stream_seed(self) -> int:
+        """The datamodule's stream seed, 0 without one."""
+        return int(getattr(getattr(self.trainer, "datamodule", None), "stream_seed", 0))
+
+    def run_length(self) -> RunLength:
+        """Length of the run that is being fitted, in optimizer steps."""
+        data, trainer = getattr(self.trainer, "datamodule", None), self.trainer
+        if data is None or not hasattr(data, "batches_per_epoch"):
+            raise ModelError("training needs one of farshot's data modules", hint="pass datamodule= to the trainer")
+        per_epoch = int(data.batches_per_epoch)
+        total = trainer.max_steps
+        if total < 0:
+            total = per_epoch * (trainer.max_epochs or 0)
+        return RunLength(
+            total_steps=total,
+            steps_per_epoch=per_epoch,
+            global_batch=int(data.batch_size),
+            train_size=len(data.rows("train")),
+        )
+
+    def setup(self, stage: str) -> None:
+        """Let the schedule set the run's length where it has one of its own (the BiT-HyperRule)."""
+        if stage != "fit":
+            return
+        plan = self.schedule.plan(len(self.trainer.datamodule.rows("train")))  # type: ignore[attr-defined]
+        if plan is not None:
+            self.trainer.fit_loop.epoch_loop.max_steps = plan.total
+            self.follow(plan.mixup_alpha)
+
+    def follow(self, mixup_alpha: float) -> None:
+        """Take over the mixup that a plan prescribes; tasks without mixup ignore it."""
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the parameters that train, the classifier's exempt from AGC, and the schedule per step."""
+        groups = agc_parameter_groups(self, classifier_parameters(self.backbone))
+        optimizer = self.make_optimizer(groups)
+        run = self.run_length()
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, run))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluation_step(self, batch: Batch, split: str) -> None:
+        """Collect the logits of one batch."""
+        logits = self(self.normalise(batch["image"]))
+        self.evaluations[split].update(logits, batch["label"], batch["index"])  # type: ignore[index,operator]
+
+    def evaluation_end(self, split: str) -> None:
+        """Compute all numbers from the collected samples; check that every sample came exactly once."""
+        evaluation = self.evaluations[split]  # type: ignore[index]
+        result: EvaluationResult = evaluation.compute()  # type: ignore[operator]
+        evaluation.reset()  # type: ignore[operator]
+        self.results[split] = result
+        expected = self._expected(split)
+        if expected is not None and len(result.index) != expected:
+            raise ModelError(f"{split} saw {len(result.index)} samples, its table has {expected}")
+        # Not through self.log: one dictionary at once, and torchmetrics has joined the ranks already.
+        scores = {f"{split}/{value.key}": value.value for value in result.metrics if np.isfinite(value.value)}
+        self.log_dict({**scores, f"{split}/samples": float(len(result.index))})
+
+    def metric_names(self, split: str) -> list[str]:
+        """Names that an evaluation of `split` logs, such as validation/accuracy."""
+        evaluation: Evaluation = self.evaluations[split]  # type: ignore[index,assignment]
+        labels = (
+            np.zeros((0,), np.int64) if evaluation.task == "multiclass" else np.zeros((0, len(evaluation.class_names)))
+        )
+        empty = evaluate(np.zeros((0, len(evaluation.class_names))), labels, evaluation.task, evaluation.class_names)
+        return [f"{split}/{value.key}" for value in empty]
+
+    def _expected(self, split: str) -> int | None:
+        """Samples that the split's table has, or None where the run was asked to see fewer."""
+        data, trainer = getattr(self.trainer, "datamodule", None), self.trainer
+        limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
+        if data is None or not hasattr(data, "rows") or limit != 1.0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        return len(data.rows(split))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect one validation batch."""
+        self.evaluation_step(batch, "validation")
+
+    def on_validation_epoch_end(self) -> None:
+        """Evaluate validation."""
+        self.evaluation_end("validation")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect one test batch."""
+        self.evaluation_step(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Evaluate test."""
+        self.evaluation_end("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Logits (B, outputs) and index (B,) of one batch; labels are not looked at."""
+        return {"logits": self(self.normalise(batch["image"])), "index": batch["index"]}
+
+    # Checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write plain hyper-parameters, so that every checkpoint loads with `weights_only=True`."""
+        checkpoint["hyper_parameters"] = self.hyper_parameters()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model instead of overriding what the user asked for."""
+        saved, mine = checkpoint.get("hyper_parameters", {}), self.hyper_parameters()
+        # Normalisation belongs to the weights and is loaded with them.
+        differing = [key for key in mine if key in saved and key not in ("mean", "std") and saved[key] != mine[key]]
+        if differing:
+            lines = "; ".join(f"{key}: checkpoint {saved[key]}, here {mine[key]}" for key in differing)
+            raise ModelError(
+                f"the checkpoint belongs to another model ({lines})",
+                hint="give the settings that the checkpoint was trained with, or use model.weights to transfer from it",
+            )

@@ -1,0 +1,71 @@
+"""check DATA: decode every image of a data set and list the bad files."""
+
+import argparse
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from datamodules.base import BaseDataModule
+from datamodules.errors import DataError, UnreadableImageError
+from studies.atomic import write_text
+from studies.lightning_cli import import_classes
+from studies.parsing import ReadableParser
+
+CHUNK = 64  # images read by one task of the pool
+
+
+def run(words: Sequence[str]) -> None:
+    """Decode every image; print the counts and write the list of bad files.
+
+    Raises:
+        DataError: Some files are missing or cannot be decoded (exit code 2).
+    """
+    datamodule, options = parse(words[1:])
+    table = datamodule.read_table()
+    missing = set(datamodule.missing_files(table))
+    present = [row for row in range(len(table)) if row not in missing]
+    bad = [f"{table.paths[row]}\tmissing" for row in sorted(missing)]
+    bad += decode_all(datamodule, present, options.threads)
+    if not bad:
+        print(f"{datamodule.name}: all {len(table)} images decode")
+        return
+    write_text(options.output, "\n".join(bad) + "\n")
+    raise DataError(
+        f"{len(bad)} of {len(table)} images of {datamodule.name} are bad, the first is {bad[0].partition(chr(9))[0]}",
+        where=str(datamodule.root),
+        hint=f"the list is in {options.output}",
+    )
+
+
+def parse(words: Sequence[str]) -> tuple[BaseDataModule, argparse.Namespace]:
+    """Read `check CLASS [--root ...]` or `check --config FILE`: the data set, and where the list goes."""
+    import_classes()
+    parser = ReadableParser(prog="cli.py check", description="Decode every image of a data set.")
+    parser.add_argument("--config", action="config", help="A configuration with a data section.")
+    parser.add_subclass_arguments(BaseDataModule, "data", required=True)
+    parser.add_argument("--output", type=Path, default=Path("bad_files.tsv"), help="List of bad files: path, reason.")
+    parser.add_argument("--threads", type=int, default=2, help="Images decoded at a time.")
+    first = list(words[:1])
+    arguments = [f"--data={first[0]}", *words[1:]] if first and not first[0].startswith("-") else list(words)
+    settings = parser.parse_args(arguments)
+    datamodule: BaseDataModule = parser.instantiate_classes(settings).data
+    return datamodule, argparse.Namespace(output=settings.output, threads=settings.threads)
+
+
+def decode_all(datamodule: BaseDataModule, rows: Sequence[int], threads: int) -> list[str]:
+    """Decode images with a progress bar; returns "path<tab>reason" of those that cannot be."""
+    from rich.progress import track
+
+    def decode(part: Sequence[int]) -> list[str]:
+        bad = []
+        for row in part:
+            try:
+                datamodule.read_images([row])
+            except UnreadableImageError as error:
+                bad.append(f"{datamodule.read_table().paths[row]}\t{error.problem}")
+        return bad
+
+    parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    with ThreadPoolExecutor(threads) as pool:
+        results = track(pool.map(decode, parts), description=f"decoding {datamodule.name}", total=len(parts))
+        return [line for part in results for line in part]

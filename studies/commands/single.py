@@ -1,0 +1,50 @@
+"""fit, validate and test of one run, by configuration or by run folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from studies.lightning_cli import FarshotCLI
+from studies.runs import RunFolder, flatten
+
+
+def run(words: Sequence[str]) -> None:
+    """Run one command.
+
+    `test --run R` and `validate --run R` rebuild data settings, preprocessing and weights from the run folder; further
+    words override its configuration.
+    """
+    command, rest = words[0], list(words[1:])
+    folder, others = take_option(rest, "--run")
+    if command == "fit" or folder is None:
+        FarshotCLI(words)
+        return
+    run_folder = RunFolder(Path(folder))
+    FarshotCLI([command, *from_run(run_folder), *others], folder=run_folder)
+
+
+def from_run(folder: RunFolder) -> list[str]:
+    """Words that rebuild a run for evaluation: its configuration, its selected checkpoint, no source weights."""
+    config = folder.read_config()
+    checkpoint = folder.selected_checkpoint()
+    words = ["--config", str(folder.path / "config.yaml"), "--ckpt_path", str(checkpoint)]
+    # Everything is in the checkpoint, so the weights that the run started from need not be there any more.
+    flat = flatten(config)
+    if flat.get("model.init_args.weights") is not None:
+        for name, nothing in (("weights", "null"), ("transfer_depth", "null"), ("frozen_depth", "0")):
+            words.append(f"--model.init_args.{name}={nothing}")
+    return words
+
+
+def take_option(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+    """Take `option VALUE` or `option=VALUE` out of a command line: (value or None, the other words)."""
+    rest: list[str] = []
+    value: str | None = None
+    following = iter(words)
+    for word in following:
+        if word == option:
+            value = next(following, None)
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return value, rest

@@ -1,0 +1,321 @@
+"""The command line of single runs: LightningCLI with run folders, resume, exact evaluation and readable errors."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+import datamodules
+import lightning_modules
+from datamodules.base import BaseDataModule
+from lightning_modules.backbones.checkpoints import weights_hash
+from lightning_modules.base import BaseTask
+from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from lightning_modules.callbacks.cost import Cost
+from lightning_modules.callbacks.finite_loss import FiniteLoss
+from lightning_modules.callbacks.jsonl_logger import JsonlLogger
+from lightning_modules.callbacks.wandb_mirror import Mode, WandbMirror
+from lightning_modules.errors import ModelError
+from studies import display, outcome
+from studies.parsing import ReadableParser
+from studies.runs import RunFolder, flatten, hash_of, identity
+
+LINKED = ("num_classes", "task", "class_names")
+RESUME = "FARSHOT_RESUME"  # tells the other processes of a distributed run what rank 0 has decided
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # our samplers shard already
+    "num_sanity_val_steps": 0,
+    "max_epochs": -1,
+    "logger": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+
+
+def import_classes() -> None:
+    """Import every data set and task, so that their short names can be used as `class_path`; hush Lightning's tips."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for package in (datamodules, lightning_modules):
+        for name in package.__all__:
+            getattr(package, name)
+
+
+class FarshotCLI(LightningCLI):
+    """fit, validate and test of one run.
+
+    Args:
+        args: Words of the command line after the program's name.
+        folder: For `test` and `validate`: the run whose weights are evaluated, and that keeps the results.
+        columns: Result-row columns that the caller knows better, such as the study's name and its cell.
+    """
+
+    datamodule: BaseDataModule
+    model: BaseTask
+
+    def __init__(
+        self,
+        args: Sequence[str],
+        folder: RunFolder | None = None,
+        columns: Mapping[str, Any] | None = None,
+    ) -> None:
+        import_classes()
+        self.folder = folder
+        self.columns = dict(columns or {})
+        self.finished = self.resume = False
+        self.weights_hash: str | None = None
+        self.mirror: WandbMirror | None = None
+        super().__init__(
+            BaseTask,
+            BaseDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=ReadableParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=list(args),
+        )
+
+    # The parser --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """fit, validate and test; `predict` takes files instead of a data set and has a command of its own."""
+        skipped = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "verbose"}
+        return {name: set(skipped) for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Arguments of the run folder, the choice of weights and the mirror; links from data to model."""
+        options: list[tuple[str, Any, Any, str]] = [
+            ("experiment", str | None, None, "Folder of related runs; default: the config's name."),
+            ("run", str | None, None, "Name of the run; default: a hash of configuration and seed."),
+            ("runs_dir", str, "runs", "Folder of all experiments."),
+            ("overwrite", bool, False, "Start anew where the run exists."),
+            ("evaluate", bool, False, "fit: test the selected weights afterwards."),
+            ("select", Literal["last", "best"], "last", "Which weights are the run's result."),
+            ("monitor", str, "validation/loss", "Validation metric that select: best goes by."),
+            ("checkpoint_every", int, 1000, "Optimizer steps between checkpoints within an epoch."),
+            ("wandb", Mode, "auto", "Mirror to W&B; auto: online with a key, else offline."),
+            ("wandb_project", str, "farshot", "W&B project."),
+        ]
+        for name, kind, default, text in options:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the words given, whatever the process's own command line is."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: a checkpoint that contradicts it is refused when it is loaded."""
+
+    def plain_config(self) -> dict[str, Any]:
+        """The whole configuration in plain types, without what belongs to the command alone."""
+        parser = self._parser(self.subcommand)
+        dumped = dict(yaml.safe_load(parser.dump(self.settings, skip_none=False, skip_validation=True, format="yaml")))
+        for name in ("config", *self._subcommand_method_arguments[str(self.subcommand)]):
+            dumped.pop(name, None)
+        return dumped
+
+    # Before the trainer exists -----------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Fix the run folder and decide whether the run is new, goes on, or is done."""
+        self.settings = self.config[self.subcommand]
+        given = (self.settings.get("model") or {}).get("init_args") or {}
+        self._given = {name: given.get(name) for name in LINKED}
+        if self.subcommand == "fit":
+            self._open_run()
+        elif not self.settings.get("ckpt_path"):
+            raise ModelError(
+                f"{self.subcommand} without weights would score random numbers",
+                hint=f"python cli.py {self.subcommand} --run runs/EXPERIMENT/RUN, or --config ... --ckpt_path FILE",
+            )
+
+    def _open_run(self) -> None:
+        config = self.plain_config()
+        weights = flatten(config).get("model.init_args.weights")
+        self.weights_hash = weights_hash(weights) if weights else None
+        wanted = identity(config, self.weights_hash)
+        files = self.settings.get("config") or []
+        experiment = self.settings["experiment"] or (Path(str(files[-1])).stem if files else "runs")
+        name = self.settings["run"] or hash_of(wanted)
+        self.folder = RunFolder(Path(self.settings["runs_dir"]) / experiment / name)
+        if "LOCAL_RANK" in os.environ and RESUME in os.environ:
+            self.resume = os.environ[RESUME] == "1"  # rank 0 has decided, and started this process
+            return
+        if self.settings["overwrite"]:
+            self.folder.clear()
+        state = self.folder.state(wanted)
+        self.finished = state == "finished"
+        self.resume = state == "resume" and self.folder.last_checkpoint() is not None
+        os.environ[RESUME] = str(int(self.resume))
+        if not self.finished:
+            self.folder.begin(config, wanted)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer, unless the run is done; refuse a user's value that the data contradicts."""
+        if self.finished:
+            return
+        super().instantiate_classes()
+        for name, value in self._given.items():
+            found = getattr(self.datamodule, name)
+            if value is not None and value != found:
+                raise ModelError(
+                    f"model.init_args.{name} is {value}, but {self.datamodule.name} has {found}",
+                    hint="leave it out: it comes from the data",
+                )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the run's loggers and the atomic checkpoint writer to what is configured."""
+        configured = self.config_init[self.subcommand]["trainer"]
+        loggers = _as_list(configured.get("logger"))
+        if self.subcommand == "fit" and self.folder is not None:
+            loggers.append(JsonlLogger(self.folder.metrics))
+            if self.settings["wandb"] != "off":
+                project, mode = self.settings["wandb_project"], self.settings["wandb"]
+                shown = identity(self.plain_config(), self.weights_hash)
+                self.mirror = WandbMirror(self.folder.path, project, self.folder.path.parent.name, mode, shown)
+                loggers.append(self.mirror)
+        return super().instantiate_trainer(
+            logger=loggers or False,
+            plugins=[*_as_list(configured.get("plugins")), AtomicCheckpointIO()],
+            enable_checkpointing=self.subcommand == "fit",
+            **kwargs,
+        )
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if self.subcommand == "fit" and self.folder is not None:
+            every, select, monitor = (self.settings[name] for name in ("checkpoint_every", "select", "monitor"))
+            self.cost = Cost()
+            self.checkpoints = Checkpoints(self.folder.checkpoints, every, select, monitor)
+            callbacks = [*callbacks, FiniteLoss(), self.cost, self.checkpoints]
+        return super()._instantiate_trainer(config, callbacks)
+
+    # The commands ------------------------------------------------------------------------------------------------
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.finished:
+            assert self.folder is not None
+            display.say(f"{self.folder.path} is finished; --overwrite true would start it anew")
+            return
+        super()._run_subcommand(subcommand)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train, select the weights, evaluate validation (and test with --evaluate), write the results."""
+        assert self.folder is not None
+        display.say(f"run folder: {self.folder.path}" + (" (resuming)" if self.resume else ""))
+        if self.resume and not kwargs.get("ckpt_path"):
+            kwargs["ckpt_path"] = self.folder.last_checkpoint()
+        validation_batches = self.trainer.limit_val_batches  # type: ignore[attr-defined]
+        self.datamodule.setup()
+        if self._counts_steps():
+            self._validate_for_selection()
+        try:
+            self.trainer.fit(**kwargs)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends an interrupted run with code 1
+                raise KeyboardInterrupt from stop
+            raise
+        self.trainer.limit_val_batches = validation_batches  # type: ignore[attr-defined]
+        if self.settings["select"] == "best":
+            selected = torch.load(self.checkpoints.selected, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(selected["state_dict"])
+        if len(self.datamodule.rows("validation")):
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        if self.settings["evaluate"]:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        self._record_fit()
+
+    def _counts_steps(self) -> bool:
+        plan = self.model.schedule.plan(len(self.datamodule.rows("train")))
+        return plan is not None or self.trainer.max_steps > 0
+
+    def _validate_for_selection(self) -> None:
+        """A run that counts steps is one trainer epoch: validate ten times if something selects on it, else never."""
+        if self.settings["select"] == "last":
+            self.trainer.limit_val_batches = 0  # type: ignore[attr-defined]
+        elif self.settings["trainer"]["val_check_interval"] is None:
+            plan = self.model.schedule.plan(len(self.datamodule.rows("train")))
+            steps = plan.total if plan is not None else self.trainer.max_steps
+            self.trainer.val_check_interval = max(1, steps // 10)  # type: ignore[attr-defined]
+
+    def _record_fit(self) -> None:
+        folder, model, trainer = self.folder, self.model, self.trainer
+        assert folder is not None
+        if not trainer.is_global_zero:
+            return
+        best = self.settings["select"] == "best"
+        steps = self.checkpoints.best_step if best else trainer.global_step
+        run = {
+            "study": folder.path.parent.name,
+            "cell": folder.path.name,
+            "run": folder.path.name,
+            **outcome.describe_run(model, self.datamodule, self.weights_hash, int(self.settings["seed_everything"])),
+            "step": steps,
+            "epochs": steps / self.datamodule.batches_per_epoch,
+            "images_seen": trainer.global_step * self.datamodule.batch_size,
+            "selection": f"best {self.settings['monitor']}" if best else "last",
+            "seconds": round(self.cost.seconds, 3),
+            "peak_memory": outcome.peak_memory(),
+            "config_hash": hash_of(identity(self.plain_config(), self.weights_hash)),
+            **self.columns,
+        }
+        folder.update_summary(
+            run=run,
+            checkpoint=self.checkpoints.selected.relative_to(folder.path).as_posix(),
+            preprocessing={
+                "transform": self.datamodule.transform,
+                "image_size": self.datamodule.image_size,
+                "channels": self.datamodule.channels,
+            },
+            **outcome.thresholds_of(model.results.get("validation"), model),
+        )
+        self._record_evaluations(run)
+        folder.update_summary(state="finished")
+        if self.mirror is not None:
+            self.mirror.close()
+
+    def validate(self, **kwargs: Any) -> None:
+        """Evaluate the validation images."""
+        self.trainer.validate(**kwargs, verbose=False)
+        self._record_evaluations(self._stored_run())
+
+    def test(self, **kwargs: Any) -> None:
+        """Evaluate the test images."""
+        self.trainer.test(**kwargs, verbose=False)
+        self._record_evaluations(self._stored_run())
+
+    def _stored_run(self) -> dict[str, Any]:
+        return dict(self.folder.read_summary().get("run", {})) if self.folder is not None else {}
+
+    def _record_evaluations(self, run: Mapping[str, Any]) -> None:
+        """Show the evaluations; write predictions and numbers where there is a run folder."""
+        if not self.trainer.is_global_zero:
+            return
+        for split, result in self.model.results.items():
+            display.show_metrics(split, result)
+            if self.folder is None:
+                continue
+            outcome.write_predictions(self.folder, split, result, self.datamodule)
+            self.folder.update_summary(**{split: outcome.metric_table(result)})
+            if split == "test":
+                self.folder.update_summary(rows=outcome.result_rows(result, run))
+            if self.mirror is not None:
+                self.mirror.summarise({f"{split}/{value.key}": value.value for value in result.metrics})
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value in (None, False, True):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,151 @@
+"""What comes out of a run: predictions, thresholds and result rows, written to its folder."""
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from datamodules.base import BaseDataModule
+from lightning_modules.backbones.layers import layer_groups
+from lightning_modules.classification import Classification
+from lightning_modules.metrics import EvaluationResult
+from lightning_modules.thresholds import choose_thresholds
+from studies.atomic import replace_file
+from studies.runs import RunFolder, code_version
+
+
+def protocol_of(model: Classification) -> str:
+    """Name the transfer protocol that a model's arguments amount to."""
+    if model.weights is None or model.transfer_depth == 0:
+        return "scratch"
+    groups = len(layer_groups(model.backbone))
+    if model.frozen_depth == groups:
+        return "linear_probe"
+    return "finetune" if model.frozen_depth == 0 and model.transfer_depth in (None, groups) else "depth"
+
+
+def describe_run(model: Classification, data: BaseDataModule, weights_hash: str | None, seed: int) -> dict[str, Any]:
+    """The columns of a result row that the run's arguments decide, without a metric."""
+    table = data.read_table()
+    rows = {split: data.rows(split) for split in ("train", "validation", "test")}
+    shots = data.shots if data.shots is not None else "full"
+    return {
+        **_source(model, seed),
+        "architecture": model.backbone_name,
+        "weights_hash": weights_hash,
+        "target": data.name,
+        "protocol": protocol_of(model),
+        "transfer_depth": model.transfer_depth,
+        "frozen_depth": model.frozen_depth,
+        "shots": None if data.num_images is not None or data.fraction is not None else str(shots),
+        "num_images": data.num_images,
+        "fraction": data.fraction,
+        "fold": data.fold if data.folds is not None else None,
+        "seed": seed,
+        "n_train": len(rows["train"]),
+        "n_val": len(rows["validation"]),
+        "n_test": len(rows["test"]),
+        "n_patients": len(pd.unique(np.asarray(table.groups[rows["test"]]))),
+        "image_size": data.image_size,
+        "split_policy": data.split_policy,
+        "trials": 1,
+        "code_version": code_version(),
+    }
+
+
+def _source(model: Classification, seed: int) -> dict[str, Any]:
+    """Where the weights come from: the run that trained them tells, otherwise their name has to do."""
+    if model.weights is None:
+        return {"source": "scratch", "source_n": 0, "method": "supervised", "pretrain_seed": None}
+    run = RunFolder(Path(model.weights))
+    summary = run.read_summary()
+    if not summary:
+        return {"source": Path(model.weights).stem, "source_n": None, "method": None, "pretrain_seed": None}
+    origin = summary.get("run", {})
+    return {
+        "source": origin.get("target"),
+        "source_n": origin.get("n_train"),
+        "method": origin.get("method") or "supervised",
+        "pretrain_seed": origin.get("seed"),
+    }
+
+
+def result_rows(result: EvaluationResult, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a metric (and class) of a test evaluation; an undefined value is missing."""
+    return [
+        {
+            **run,
+            "metric": value.name,
+            "class_name": value.class_name or None,
+            "value": float(value.value) if math.isfinite(value.value) else None,
+        }
+        for value in result.metrics
+    ]
+
+
+def metric_table(result: EvaluationResult) -> list[dict[str, Any]]:
+    """Every metric with its support, for `summary.json`; undefined values are null."""
+    table = [asdict(value) for value in result.metrics]
+    return [{**row, "value": float(row["value"]) if math.isfinite(row["value"]) else None} for row in table]
+
+
+def thresholds_of(result: EvaluationResult | None, model: Classification) -> dict[str, Any]:
+    """Decision thresholds (probabilities, one a label) and where they come from."""
+    if model.task == "multiclass":
+        return {"thresholds": [], "thresholds_from": "argmax"}
+    if result is None or not len(result.index):
+        return {
+            "thresholds": [0.5] * model.num_classes,
+            "thresholds_from": "default 0.5 (no validation images)",
+        }
+    return {
+        "thresholds": choose_thresholds(result.logits, result.labels, model.task),
+        "thresholds_from": "validation (Youden's J)",
+    }
+
+
+def write_predictions(folder: RunFolder, split: str, result: EvaluationResult, data: BaseDataModule) -> None:
+    """Replace one split's rows in `predictions.parquet`: id, group, split, labels and logits of every image."""
+    table = data.read_table()
+    labels = result.labels[:, None] if result.labels.ndim == 1 else result.labels
+    names = ["label"] if result.labels.ndim == 1 else [f"label/{name}" for name in data.class_names]
+    frame = pd.DataFrame(
+        {
+            "id": np.asarray(table.paths[result.index], dtype=object),
+            "group": np.asarray(table.groups[result.index], dtype=object),
+            "split": split,
+            **{name: labels[:, column] for column, name in enumerate(names)},
+            **{f"logit/{name}": result.logits[:, column] for column, name in enumerate(data.class_names)},
+        }
+    )
+    if folder.predictions.is_file():
+        stored = pd.read_parquet(folder.predictions)
+        frame = pd.concat([stored[stored["split"] != split], frame], ignore_index=True)
+    replace_file(folder.predictions, lambda path: frame.to_parquet(path, index=False))
+
+
+def peak_memory() -> float:
+    """Peak bytes of the device, or of this process where there is none."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Lines of a `metrics.jsonl`; a line that a kill cut short is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
