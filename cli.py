@@ -9,6 +9,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from studies.failures import describe_exception, exit_code
+
 COMMANDS = {
     "fit": ("studies.commands.single", "train, from scratch or from weights:  fit --config FILE ..."),
     "validate": ("studies.commands.single", "evaluate the validation images:      validate --run RUN"),
@@ -50,13 +52,12 @@ def main(args: Sequence[str] | None = None) -> None:
         importlib.import_module(COMMANDS[words[0]][0]).run(words)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `cli.py list | head` is no error
-    except (Exception, KeyboardInterrupt) as error:
-        from studies.failures import describe_exception, exit_code
-
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         code = exit_code(error)
-        if code == 1 and not hasattr(error, "exit_code"):
+        if code == 1 and not isinstance(error, SystemExit) and not hasattr(error, "exit_code"):
             traceback.print_exc()  # not foreseen: whoever reports it needs the details
-        print(describe_exception(error), file=sys.stderr)
+        if code in (130, 143) or not isinstance(error, SystemExit):
+            print(describe_exception(error), file=sys.stderr)
         raise SystemExit(code) from error
 
 

@@ -13,6 +13,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from datamodules import few_shot, io, splits
+from datamodules.assignment import FoldBy, SplitSettings, assign_splits
 from datamodules.dataset import BatchDataset, keep_batch
 from datamodules.errors import DataError, closest
 from datamodules.files import check_files
@@ -21,7 +22,6 @@ from datamodules.table import SPLITS, Table
 from datamodules.transforms import create_transform
 
 Task = Literal["multiclass", "binary", "multilabel"]
-TRAIN, VALIDATION, TEST = SPLITS.index("train"), SPLITS.index("validation"), SPLITS.index("test")
 
 
 class StreamLoader(DataLoader[Any]):
@@ -62,7 +62,7 @@ class BaseDataModule(LightningDataModule, ABC):
         cache_gb: Keep decoded images in memory up to this many GB per process (0: none).
     """
 
-    name: ClassVar[str]
+    name: str
     """Data set's name: its default folder, the key of its hashed splits, its name in results."""
     channels: ClassVar[Literal[1, 3]] = 3
     task: Task
@@ -87,7 +87,7 @@ class BaseDataModule(LightningDataModule, ABC):
         split_seed: int = 0,
         folds: int | None = None,
         fold: int = 0,
-        fold_by: Literal["group", "site", "date"] = "group",
+        fold_by: FoldBy = "group",
         balance: bool = False,
         labels: list[str] | None = None,
         seed: int | None = None,
@@ -135,7 +135,7 @@ class BaseDataModule(LightningDataModule, ABC):
     def read_file(self, path: Path) -> np.ndarray:
         """Decode one image file with this data set's number of channels, through the cache."""
         mode: Literal["grey", "rgb"] = "grey" if self.channels == 1 else "rgb"
-        return self.cache.get(path, lambda file: io.read_image(file, mode=mode))
+        return self.cache.get(str(path), lambda file: io.read_image(file, mode=mode))
 
     def missing_files(self, table: Table) -> list[int]:
         """Rows whose image is not in its directory's listing."""
@@ -163,52 +163,16 @@ class BaseDataModule(LightningDataModule, ABC):
         table = self.load_table()
         if self._label_columns is not None:
             table = table.with_labels(self._label_columns)
-        return self._assign_splits(table)
-
-    def _assign_splits(self, table: Table) -> Table:
-        codes = np.array(table.split.codes)
-        official = bool(codes.any())
-        self._split_policy = "official" if official else "hash"
-        if self.folds is not None:
-            codes = self._fold_codes(table, codes)
-        elif not official:
-            test = splits.hash_test(table.groups, self.name, self.test_fraction)
-            codes = np.where(test, TEST, TRAIN).astype(np.int8)
-        train = np.flatnonzero(codes == TRAIN)
-        if self.val_fraction and not (codes == VALIDATION).any() and len(train):
-            held_out = splits.train_validation(
-                table.labels[train], table.groups[train], self.val_fraction, self.split_seed
-            )
-            codes[train[held_out]] = VALIDATION
-        return table.with_split(codes)
-
-    def _fold_codes(self, table: Table, codes: np.ndarray) -> np.ndarray:
-        """Fold `fold` becomes the test set; official test rows leave the cross-validation altogether."""
-        rows = np.flatnonzero(codes != TEST) if codes.any() else np.arange(len(codes))
-        assert self.folds is not None
-        if self.fold_by == "group":
-            member = splits.folds(table.labels[rows], table.groups[rows], self.folds, self.split_seed)
-        elif self.fold_by not in table.metadata:
-            raise DataError(
-                f"fold_by: {self.fold_by} needs a column {self.fold_by}",
-                where=str(table.source or self.root),
-                valid=[*table.metadata, "group"],
-            )
-        elif self.fold_by == "site":
-            member, names = splits.folds_by_value(np.asarray(table.metadata["site"])[rows])
-            if len(names) != self.folds:
-                raise DataError(
-                    f"folds: {self.folds} does not match the {len(names)} sites",
-                    where="data.folds",
-                    valid=names,
-                )
-        else:
-            dates = np.asarray(table.metadata["date"])[rows]
-            member = splits.folds_by_date(dates, self.folds, table.groups[rows])
-        self._split_policy = f"fold {self.fold}/{self.folds} by {self.fold_by}"
-        codes = np.zeros(len(codes), dtype=np.int8)
-        codes[rows] = np.where(member == self.fold, TEST, TRAIN)
-        return codes
+        wanted = SplitSettings(
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            seed=self.split_seed,
+            folds=self.folds,
+            fold=self.fold,
+            fold_by=self.fold_by,
+        )
+        table, self._split_policy = assign_splits(table, self.name, wanted)
+        return table
 
     # Lightning's hooks -------------------------------------------------------------------------------------------
 
@@ -325,7 +289,7 @@ class BaseDataModule(LightningDataModule, ABC):
             dataset,
             batch_sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=keep_batch,
+            collate_fn=keep_batch,  # type: ignore[arg-type]
             pin_memory=torch.cuda.is_available(),
             persistent_workers=train and self.num_workers > 0,
         )

@@ -156,12 +156,12 @@ def _memberships(labels: npt.NDArray[Any]) -> tuple[Int64Array, Int64Array]:
     """List who is in which stratum: rows and strata, ascending by row.
 
     The strata are the classes; of labels (N, L), the positives of each and, as stratum L, positive for none.
+    All rows have a class or at least one label that is known to be 1 or 0.
     """
     if labels.ndim == 1:
         return np.arange(len(labels)), labels
     positive = labels == 1
-    none = ~positive.any(axis=1) & (labels == 0).any(axis=1)
-    rows, strata = np.nonzero(np.column_stack([positive, none]))
+    rows, strata = np.nonzero(np.column_stack([positive, ~positive.any(axis=1)]))
     return rows, strata
 
 

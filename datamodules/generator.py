@@ -157,12 +157,13 @@ class Style(NamedTuple):
     contrast: float  # of a motif's patches, in grey levels
     noise: float  # standard deviation, in grey levels
     field: tuple[float, float, float, float]  # where motifs lie: left, top, width, height, in image widths
+    roam: float  # share of the field that one motif roams: 1 = it may lie anywhere
     scene: Callable[[Floats], Patches]  # uniform draws (n, SCENE, 9) -> patches behind the motifs
 
 
 STYLES = {
-    "natural": Style(3, 128, 112, 10, (0.15, 0.15, 0.7, 0.7), natural_scene),
-    "radiograph": Style(1, 8, 42, 4, (0.18, 0.2, 0.64, 0.55), chest),
+    "natural": Style(3, 128, 112, 10, (0.15, 0.15, 0.7, 0.7), 1.0, natural_scene),
+    "radiograph": Style(1, 8, 42, 4, (0.18, 0.2, 0.64, 0.55), 0.4, chest),
 }
 
 
@@ -270,10 +271,14 @@ class ImageGenerator:
     @cached_property
     def directions(self) -> Patches:
         """Generative direction of every latent feature: a motif of patches (D, PARTS) around the origin."""
-        features, style = np.arange(self.num_features), STYLES[self.look]
-        source, own = (uniform(self.seed, f"{role} direction", features, PARTS, 9) for role in ("source", self.role))
-        patches = random_patches(np.where(self.shared[:, None, None], source, own), style.channels)
+        style = STYLES[self.look]
+        patches = random_patches(self._direction_draws("direction", PARTS, 9), style.channels)
         return patches._replace(centre=0.2 * (patches.centre - 0.5), colour=style.contrast * patches.colour)
+
+    @cached_property
+    def homes(self) -> Floats:
+        """Where in the field each generative direction is at home: (D, 2) in [0, 1), x before y."""
+        return self._direction_draws("home", 2)
 
     def labels(self, index: Ints) -> Ints | NDArray[np.float32]:
         """Labels of the images, without rendering them.
@@ -347,9 +352,11 @@ class ImageGenerator:
         draws = np.take_along_axis(self._uniform("motif", index, self.num_features, 4), order[..., None], 1)
         strength = np.take_along_axis(latents, order, 1)
         motif = Patches(*(part[order] for part in self.directions))  # (n, features, PARTS, ...)
+        roam = STYLES[self.look].roam
+        place = roam * draws[..., :2] + (1 - roam) * self.homes[order]
         turn = polar(0.06 * (draws[..., 2:3] - 0.5), 0.9 + 0.2 * draws[..., 3:4])
         motif = motif._replace(
-            centre=self._place(draws[..., None, :2]) + _rotate(motif.centre, turn),
+            centre=self._place(place)[..., None, :] + _rotate(motif.centre, turn),
             frequency=_rotate(motif.frequency, turn),
             colour=motif.colour * strength[..., None, None],
         )
@@ -359,6 +366,12 @@ class ImageGenerator:
         left, top, width, height = STYLES[self.look].field
         placed: Floats = draws * (width, height) + (left, top)
         return placed
+
+    def _direction_draws(self, purpose: str, *shape: int) -> Floats:
+        """Draws behind the generative directions (D, *shape): the source's where shared, else the task's own."""
+        index = np.arange(self.num_features)
+        source, own = (uniform(self.seed, f"{role} {purpose}", index, *shape) for role in ("source", self.role))
+        return np.where(self.shared.reshape(-1, *[1] * len(shape)), source, own)
 
     def _uniform(self, purpose: str, index: Ints, *shape: int) -> Floats:
         return uniform(self.seed, f"{self.role} {purpose}", index, *shape)

@@ -1,7 +1,7 @@
 """Any data set of one's own: a folder tree, a CSV or a Parquet file, described by a config and no code."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ class ImageTable(BaseDataModule):
         **kwargs: Arguments shared by all data sets.
     """
 
-    name: ClassVar[str] = "images"
+    name = "images"
 
     def __init__(
         self,

@@ -151,7 +151,7 @@ def class_labels(values: Sequence[object], class_names: Sequence[str], where: st
         DataError: An unknown class name or a number out of range, with its line.
     """
     number = {name: index for index, name in enumerate(class_names)}
-    text = pd.Series(values, dtype="object").map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
+    text = pd.Series(list(values), dtype="object").map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
     codes = text.map(number)
     numeric = pd.to_numeric(text, errors="coerce")
     by_number = codes.isna() & numeric.notna() & (numeric >= 0) & (numeric < len(class_names)) & (numeric % 1 == 0)

@@ -1,7 +1,7 @@
 """The base of every task: one shared step, an exact evaluation, a stream of random numbers that survives a resume."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from lightning_modules.errors import ModelError
 from lightning_modules.metrics import Evaluation, EvaluationResult, evaluate
 from lightning_modules.optimizers import SGDAGC, agc_parameter_groups
 from lightning_modules.schedules import ConstantSchedule, RunLength, Schedule
+from lightning_modules.thresholds import Task
 
 Batch = dict[str, Tensor]
 
@@ -33,6 +34,10 @@ class BaseTask(LightningModule, ABC):
     """
 
     backbone: nn.Module
+    evaluations: nn.ModuleDict
+    task: Task
+    class_names: list[str]
+    weights: str | None = None
     mean: Tensor
     std: Tensor
 
@@ -60,6 +65,10 @@ class BaseTask(LightningModule, ABC):
         """Loss of one training batch of normalised images."""
 
     @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Result-row columns that the task decides: architecture, method, protocol and depths."""
+
+    @abstractmethod
     def hyper_parameters(self) -> dict[str, Any]:
         """What a checkpoint must say so that its weights can be used, in plain types."""
 
@@ -82,7 +91,7 @@ class BaseTask(LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; logged every `log_every_n_steps`, since a log call costs 0.2 ms."""
         loss = self.training_loss(self.normalise(batch["image"]), batch)
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
@@ -142,13 +151,13 @@ class BaseTask(LightningModule, ABC):
     def evaluation_step(self, batch: Batch, split: str) -> None:
         """Collect the logits of one batch."""
         logits = self(self.normalise(batch["image"]))
-        self.evaluations[split].update(logits, batch["label"], batch["index"])  # type: ignore[index,operator]
+        self._evaluation(split).update(logits, batch["label"], batch["index"])
 
     def evaluation_end(self, split: str) -> None:
         """Compute all numbers from the collected samples; check that every sample came exactly once."""
-        evaluation = self.evaluations[split]  # type: ignore[index]
-        result: EvaluationResult = evaluation.compute()  # type: ignore[operator]
-        evaluation.reset()  # type: ignore[operator]
+        evaluation = self._evaluation(split)
+        result: EvaluationResult = evaluation.compute()
+        evaluation.reset()
         self.results[split] = result
         expected = self._expected(split)
         if expected is not None and len(result.index) != expected:
@@ -157,9 +166,12 @@ class BaseTask(LightningModule, ABC):
         scores = {f"{split}/{value.key}": value.value for value in result.metrics if np.isfinite(value.value)}
         self.log_dict({**scores, f"{split}/samples": float(len(result.index))})
 
+    def _evaluation(self, split: str) -> Evaluation:
+        return cast(Evaluation, self.evaluations[split])
+
     def metric_names(self, split: str) -> list[str]:
         """Names that an evaluation of `split` logs, such as validation/accuracy."""
-        evaluation: Evaluation = self.evaluations[split]  # type: ignore[index,assignment]
+        evaluation = self._evaluation(split)
         labels = (
             np.zeros((0,), np.int64) if evaluation.task == "multiclass" else np.zeros((0, len(evaluation.class_names)))
         )

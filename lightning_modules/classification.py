@@ -22,7 +22,7 @@ class Classification(BaseTask):
     """Train a backbone with a new classifier, from scratch or from weights, as deep as asked.
 
     A protocol is a setting of three arguments. scratch: no `weights`. finetune: `weights`. linear_probe: `weights` and
-    `frozen_depth` = all groups. depth: `weights`, the first `transfer_depth` groups of them, `frozen_depth` of these kept.
+    `frozen_depth: -1`. depth: the first `transfer_depth` layer groups of the `weights`, `frozen_depth` of them fixed.
 
     Args:
         backbone: A timm model; `python cli.py list models` shows the tested ones.
@@ -38,7 +38,7 @@ class Classification(BaseTask):
         lr_scheduler: Schedule of the learning rate; default constant.
         mixup_alpha: Beta parameter of mixup, 0 = none; the HyperRule sets its own.
         label_smoothing: Share of the target spread over all classes, 0–1; multi-class only.
-        mean: Channel means that images are normalised with, in [0, 1]; default: those of the weights, else the backbone's.
+        mean: Channel means to normalise with, in [0, 1]; default: those of the weights, else the backbone's.
         std: Channel standard deviations, likewise.
     """
 
@@ -87,6 +87,7 @@ class Classification(BaseTask):
         self.configure_models()
         self.configure_losses()
         self.configure_metrics()
+        self.train()  # the trainer keeps the modes that it finds: frozen norms must be in evaluation mode from here on
 
     def configure_models(self) -> None:
         """Build the backbone, load its weights as deep as asked, freeze."""
@@ -118,6 +119,26 @@ class Classification(BaseTask):
         self.evaluations = nn.ModuleDict(
             {split: Evaluation(self.task, self.class_names) for split in ("validation", "test")}
         )
+
+    @property
+    def protocol(self) -> str:
+        """Name of the transfer protocol that the arguments amount to."""
+        if self.weights is None or self.transfer_depth == 0:
+            return "scratch"
+        groups = len(layer_groups(self.backbone))
+        if self.frozen_depth == groups:
+            return "linear_probe"
+        return "finetune" if self.frozen_depth == 0 and self.transfer_depth in (None, groups) else "depth"
+
+    def describe(self) -> dict[str, Any]:
+        """Architecture, method, protocol and depths."""
+        return {
+            "architecture": self.backbone_name,
+            "method": "supervised",
+            "protocol": self.protocol,
+            "transfer_depth": self.transfer_depth,
+            "frozen_depth": self.frozen_depth,
+        }
 
     def hyper_parameters(self) -> dict[str, Any]:
         """Architecture, outputs and normalisation."""

@@ -32,8 +32,8 @@ def exit_code(error: BaseException) -> int:
 
 def describe_exception(error: BaseException) -> str:
     """Return the message, of at most `MAX_LINES` lines, for an error that ends the command."""
-    own, code = meaning(error)
-    if code in (130, 143):
+    own, _ = meaning(error)
+    if exit_code(error) in (130, 143):
         return "interrupted: the same command again resumes from the last checkpoint"
     if own is None:
         return clip(f"error: {type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +43,8 @@ def import_classes() -> None:
     """Import every data set and task, so that their short names can be used as `class_path`; hush Lightning's tips."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for message in ("`isinstance(treespec", "The number of training batches", "The '.*_dataloader' does not have many"):
+        warnings.filterwarnings("ignore", message=message)
     for package in (datamodules, lightning_modules):
         for name in package.__all__:
             getattr(package, name)
@@ -221,12 +224,7 @@ class FarshotCLI(LightningCLI):
         self.datamodule.setup()
         if self._counts_steps():
             self._validate_for_selection()
-        try:
-            self.trainer.fit(**kwargs)
-        except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends an interrupted run with code 1
-                raise KeyboardInterrupt from stop
-            raise
+        self.trainer.fit(**kwargs)
         self.trainer.limit_val_batches = validation_batches  # type: ignore[attr-defined]
         if self.settings["select"] == "best":
             selected = torch.load(self.checkpoints.selected, map_location="cpu", weights_only=True)

@@ -14,37 +14,23 @@ import pandas as pd
 import torch
 
 from datamodules.base import BaseDataModule
-from lightning_modules.backbones.layers import layer_groups
-from lightning_modules.classification import Classification
+from lightning_modules.base import BaseTask
 from lightning_modules.metrics import EvaluationResult
 from lightning_modules.thresholds import choose_thresholds
 from studies.atomic import replace_file
 from studies.runs import RunFolder, code_version
 
 
-def protocol_of(model: Classification) -> str:
-    """Name the transfer protocol that a model's arguments amount to."""
-    if model.weights is None or model.transfer_depth == 0:
-        return "scratch"
-    groups = len(layer_groups(model.backbone))
-    if model.frozen_depth == groups:
-        return "linear_probe"
-    return "finetune" if model.frozen_depth == 0 and model.transfer_depth in (None, groups) else "depth"
-
-
-def describe_run(model: Classification, data: BaseDataModule, weights_hash: str | None, seed: int) -> dict[str, Any]:
+def describe_run(model: BaseTask, data: BaseDataModule, weights_hash: str | None, seed: int) -> dict[str, Any]:
     """The columns of a result row that the run's arguments decide, without a metric."""
     table = data.read_table()
     rows = {split: data.rows(split) for split in ("train", "validation", "test")}
     shots = data.shots if data.shots is not None else "full"
     return {
-        **_source(model, seed),
-        "architecture": model.backbone_name,
+        **model.describe(),
+        **_source(model),
         "weights_hash": weights_hash,
         "target": data.name,
-        "protocol": protocol_of(model),
-        "transfer_depth": model.transfer_depth,
-        "frozen_depth": model.frozen_depth,
         "shots": None if data.num_images is not None or data.fraction is not None else str(shots),
         "num_images": data.num_images,
         "fraction": data.fraction,
@@ -61,10 +47,10 @@ def describe_run(model: Classification, data: BaseDataModule, weights_hash: str 
     }
 
 
-def _source(model: Classification, seed: int) -> dict[str, Any]:
+def _source(model: BaseTask) -> dict[str, Any]:
     """Where the weights come from: the run that trained them tells, otherwise their name has to do."""
     if model.weights is None:
-        return {"source": "scratch", "source_n": 0, "method": "supervised", "pretrain_seed": None}
+        return {"source": "scratch", "source_n": 0, "pretrain_seed": None}
     run = RunFolder(Path(model.weights))
     summary = run.read_summary()
     if not summary:
@@ -97,13 +83,13 @@ def metric_table(result: EvaluationResult) -> list[dict[str, Any]]:
     return [{**row, "value": float(row["value"]) if math.isfinite(row["value"]) else None} for row in table]
 
 
-def thresholds_of(result: EvaluationResult | None, model: Classification) -> dict[str, Any]:
+def thresholds_of(result: EvaluationResult | None, model: BaseTask) -> dict[str, Any]:
     """Decision thresholds (probabilities, one a label) and where they come from."""
     if model.task == "multiclass":
         return {"thresholds": [], "thresholds_from": "argmax"}
     if result is None or not len(result.index):
         return {
-            "thresholds": [0.5] * model.num_classes,
+            "thresholds": [0.5] * len(model.class_names),
             "thresholds_from": "default 0.5 (no validation images)",
         }
     return {

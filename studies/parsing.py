@@ -22,6 +22,8 @@ import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from datamodules.errors import DataError, closest, shorten
+from studies.failures import clip, meaning
+from studies.given import SUFFIXES, Given, Key, options, to_key
 
 Answer = tuple[str, str, Sequence[object], str]  # what is wrong, where, what is valid, the next step
 

@@ -9,7 +9,8 @@ from urllib.parse import quote
 import pandas as pd
 
 from studies import figures
-from studies.results import ResultsError, check_unique, write_csv, write_text
+from studies.atomic import write_text
+from studies.results import ResultsError, check_unique, write_csv
 from studies.statistics import BUDGET, gain_over, spread_baseline, summarise, varying
 
 KEYS = ("target", "source", "architecture", "protocol")

@@ -13,6 +13,7 @@ import yaml
 
 from studies import display
 from studies.atomic import write_text
+from studies.failures import exit_code
 from studies.runs import RunFolder
 from studies.spec import Cell, Study, merge
 
@@ -83,10 +84,8 @@ def run_cell(study: Study, cell: Cell, runs_dir: Path, execute: Execute) -> Fail
     words += ["--experiment", study.name, "--run", cell.name, "--evaluate", "true"]
     try:
         execute(words, cell)
-    except KeyboardInterrupt:
-        raise
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code in (130, 143):
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if exit_code(error) in (130, 143):  # somebody stops the study, not the cell
             raise
         log = folder.path / "failed.log"
         write_text(log, traceback.format_exc())

@@ -200,7 +200,7 @@ class RunFolder:
         Raises:
             RunError: There is none.
         """
-        named = self.read_summary().get("checkpoint", "checkpoints/last.ckpt")
+        named = str(self.read_summary().get("checkpoint", "checkpoints/last.ckpt"))
         path = self.path / named
         if not path.is_file():
             raise RunError(

@@ -1,4 +1,4 @@
-"""The arrows of the layout: cli → studies → {lightning_modules, datamodules}; the two never meet; commands stay light."""
+"""The arrows of the layout, cli → studies → {lightning_modules, datamodules}, and what keeps commands light."""
 
 import ast
 import subprocess

@@ -31,7 +31,7 @@ class TestImageFolder(DataModuleContract):
         assert data.split_policy == "official"
 
     def test_missing_folder(self):
-        with pytest.raises(DataError, match="did you mean .*data") as error:
+        with pytest.raises(DataError, match=r"did you mean .*data") as error:
             ImageFolder(root=str(self.root.parent / "datas"))
         assert "FARSHOT_DATA" in str(error.value)
 
@@ -98,7 +98,7 @@ class TestCsv(DataModuleContract):
 
     def test_folds_cover_every_image_once(self):
         tests = [self.make(folds=4, fold=fold).rows("test").tolist() for fold in range(4)]
-        assert sorted(sum(tests, [])) == list(range(80))
+        assert sorted(row for rows in tests for row in rows) == list(range(80))
 
     def test_parquet_reads_alike(self):
         pd.read_csv(self.root / "labels.csv").to_parquet(self.root / "labels.parquet")
@@ -107,7 +107,7 @@ class TestCsv(DataModuleContract):
 
     def test_missing_image_is_found_before_training(self):
         (self.root / "images" / "p003_1.png").unlink()
-        with no_image(), pytest.raises(DataError, match="1 images of data are missing.*p003_1") as error:
+        with no_image(), pytest.raises(DataError, match=r"1 images of data are missing.*p003_1") as error:
             self.make().setup()
         assert "labels.csv, line 9" in str(error.value)
 
@@ -226,7 +226,7 @@ class TestNIH(DataModuleContract):
     def test_list_that_names_an_unknown_file(self):
         with (self.root / "test_list.txt").open("a") as file:
             file.write("99999999_000.png\n")
-        with pytest.raises(DataError, match="test_list.txt names '99999999_000.png'"):
+        with pytest.raises(DataError, match=r"test_list\.txt names '99999999_000.png'"):
             self.make().read_table()
 
     def test_patient_in_two_splits_stops_the_run(self):

@@ -83,9 +83,9 @@ def test_ranks_and_accumulation_share_the_global_batch(world, accumulate):
     for step in range(7):
         shares = [part.batch(step * accumulate + a) for part in parts for a in range(accumulate)]
         assert all(len(share) == 16 // world // accumulate for share in shares)
-        assert sorted(sum(shares, [])) == sorted(whole.batch(step))
+        assert sorted(key for share in shares for key in share) == sorted(whole.batch(step))
         for rank, part in enumerate(parts):
-            mine = sum((part.batch(step * accumulate + a) for a in range(accumulate)), [])
+            mine = [key for a in range(accumulate) for key in part.batch(step * accumulate + a)]
             assert mine == whole.batch(step)[rank::world]
 
 

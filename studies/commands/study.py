@@ -93,7 +93,9 @@ def chance_levels(frame: "pd.DataFrame") -> dict[str, float]:
     """What guessing gives for each target's headline metric: 1 / classes for accuracy, 0.5 for AUROC."""
     classes = frame[(frame["metric"] == "auroc")].groupby("target")["class_name"].nunique()
     metrics = headline_metrics(frame)
-    return {target: 0.5 if metrics[target] == "mean_auroc" else 1 / count for target, count in classes.items()}
+    return {
+        str(target): 0.5 if metrics[str(target)] == "mean_auroc" else 1 / count for target, count in classes.items()
+    }
 
 
 ACTIONS = {"run": run_and_report, "status": status, "report": report}

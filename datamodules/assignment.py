@@ -1,0 +1,80 @@
+"""Which split every row of a table belongs to: official where there is one, hashed or folded otherwise."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from datamodules import splits
+from datamodules.errors import DataError
+from datamodules.table import SPLITS, Table
+
+FoldBy = Literal["group", "site", "date"]
+TRAIN, VALIDATION, TEST = SPLITS.index("train"), SPLITS.index("validation"), SPLITS.index("test")
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """What a user may choose about splits; `BaseDataModule` explains the arguments of the same names."""
+
+    val_fraction: float = 0.1
+    test_fraction: float = 0.15
+    seed: int = 0
+    folds: int | None = None
+    fold: int = 0
+    fold_by: FoldBy = "group"
+
+
+def assign_splits(table: Table, dataset: str, settings: SplitSettings) -> tuple[Table, str]:
+    """Give every row its split.
+
+    Official splits stay. Without any, test membership is a fixed hash of data set and group. With folds, one fold is
+    the test set and an official test set takes no part. Validation is carved from train by group where there is none.
+
+    Returns:
+        (the table with its splits, the policy in words for result rows).
+
+    Raises:
+        DataError: Folds that do not suit the table.
+    """
+    codes = np.array(table.split.codes)
+    official = bool(codes.any())
+    policy = "official" if official else "hash"
+    if settings.folds is not None:
+        policy = f"fold {settings.fold}/{settings.folds} by {settings.fold_by}"
+        codes = _fold_codes(table, codes, settings)
+    elif not official:
+        codes = np.where(splits.hash_test(table.groups, dataset, settings.test_fraction), TEST, TRAIN).astype(np.int8)
+    train = np.flatnonzero(codes == TRAIN)
+    if settings.val_fraction and len(train) and not (codes == VALIDATION).any():
+        labels, groups = table.labels[train], table.groups[train]
+        codes[train[splits.train_validation(labels, groups, settings.val_fraction, settings.seed)]] = VALIDATION
+    return table.with_split(codes), policy
+
+
+def _fold_codes(table: Table, codes: np.ndarray, settings: SplitSettings) -> np.ndarray:
+    rows = np.flatnonzero((codes != TEST) & (codes != 0)) if codes.any() else np.arange(len(codes))
+    folded = np.zeros(len(codes), dtype=np.int8)
+    folded[rows] = np.where(_fold_numbers(table, rows, settings) == settings.fold, TEST, TRAIN)
+    return folded
+
+
+def _fold_numbers(table: Table, rows: np.ndarray, settings: SplitSettings) -> np.ndarray:
+    folds, groups = settings.folds or 1, table.groups[rows]
+    if settings.fold_by == "group":
+        return splits.folds(table.labels[rows], groups, folds, settings.seed)
+    if settings.fold_by not in table.metadata:
+        raise DataError(
+            f"fold_by: {settings.fold_by} needs a column {settings.fold_by}",
+            where=str(table.source or "data.init_args.fold_by"),
+            valid=["group", *(name for name in ("site", "date") if name in table.metadata)],
+        )
+    values = np.asarray(table.metadata[settings.fold_by])[rows]
+    if settings.fold_by == "date":
+        return splits.folds_by_date(values, folds, groups)
+    numbers, names = splits.folds_by_value(values)
+    if len(names) != folds:
+        raise DataError(
+            f"folds: {folds} does not match the {len(names)} sites", where="data.init_args.folds", valid=names
+        )
+    return numbers
