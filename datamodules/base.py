@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,12 @@ from datamodules.table import SPLITS, Table
 from datamodules.transforms import create_transform
 
 Task = Literal["multiclass", "binary", "multilabel"]
+
+
+@lru_cache(maxsize=1)
+def shared_cache(max_bytes: int) -> io.ImageCache:
+    """The process's image cache: the runs of a study decode an image once."""
+    return io.ImageCache(max_bytes)
 
 
 class StreamLoader(DataLoader[Any]):
@@ -111,7 +117,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
         self.folds, self.fold, self.fold_by = folds, fold, fold_by
         self.balance, self.labels, self.seed = balance, labels, seed
-        self.cache = io.ImageCache(int(cache_gb * 1e9))
+        self.cache = shared_cache(int(cache_gb * 1e9))
         self._check_arguments()
         self._rows: dict[str, np.ndarray] = {}
         if hasattr(self, "class_names"):  # fixed by the class; otherwise the subclass finds them and calls this
@@ -135,7 +141,7 @@ class BaseDataModule(LightningDataModule, ABC):
     def read_file(self, path: Path) -> np.ndarray:
         """Decode one image file with this data set's number of channels, through the cache."""
         mode: Literal["grey", "rgb"] = "grey" if self.channels == 1 else "rgb"
-        return self.cache.get(str(path), lambda file: io.read_image(file, mode=mode))
+        return self.cache.get(f"{mode}:{path}", lambda _: io.read_image(path, mode=mode))
 
     def missing_files(self, table: Table) -> list[int]:
         """Rows whose image is not in its directory's listing."""

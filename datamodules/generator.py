@@ -163,7 +163,7 @@ class Style(NamedTuple):
 
 STYLES = {
     "natural": Style(3, 128, 112, 10, (0.15, 0.15, 0.7, 0.7), 1.0, natural_scene),
-    "radiograph": Style(1, 8, 42, 4, (0.18, 0.2, 0.64, 0.55), 0.4, chest),
+    "radiograph": Style(1, 8, 55, 4, (0.18, 0.2, 0.64, 0.55), 0.25, chest),
 }
 
 
@@ -174,8 +174,8 @@ class ImageGenerator:
     Source and target of one `seed` belong together: `round(similarity * num_features)` generative directions
     of the target are the source's, the rest are its own. Labels, positions and noise do not depend on
     `similarity`, and a more similar target keeps what a less similar one shares, so that comparisons between
-    similarities are paired. The looks share the geometry of the motifs: a natural source can serve a
-    radiograph target.
+    similarities are paired. In the natural look a motif lies anywhere; in the radiograph it has a home, as
+    findings have. The looks of one `seed` share the geometry of the motifs.
 
     Multi-class: a class is a code of 4 latent features, each of which may flip. Binary (one label) and
     multi-label: a label is the presence of one latent feature, with prevalences from 40 % (first label) to

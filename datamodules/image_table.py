@@ -29,7 +29,8 @@ class ImageTable(BaseDataModule):
             label columns.
         task: multiclass, binary or multilabel; default: multilabel for a list of columns, otherwise multiclass.
         mode: rgb, or grey for one channel.
-        dataset_name: Name in results and key of the hashed test split; default: the folder's name.
+        dataset_name: Name in results, key of the hashed test split, and default folder in `$FARSHOT_DATA`; default: the
+            name of `root`.
         **kwargs: Arguments shared by all data sets.
     """
 
@@ -46,6 +47,8 @@ class ImageTable(BaseDataModule):
         dataset_name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if dataset_name is not None:
+            self.name = dataset_name
         super().__init__(**kwargs)
         readers.require_folder(self.root, dataset_name or type(self).__name__)
         self.name = dataset_name or self.root.resolve().name  # type: ignore[misc]
@@ -185,7 +188,8 @@ class ImageFolder(ImageTable):
     Args:
         class_names: Classes in index order; default: the class folders, sorted.
         mode: rgb, or grey for one channel.
-        dataset_name: Name in results and key of the hashed test split; default: the folder's name.
+        dataset_name: Name in results, key of the hashed test split, and default folder in `$FARSHOT_DATA`; default: the
+            name of `root`.
         **kwargs: Arguments shared by all data sets.
     """
 

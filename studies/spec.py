@@ -8,7 +8,7 @@
     protocols: {finetune: {...}}
     blocks:                              each block is the product of its lists
       - {sources: [scratch, near], architectures: [small], targets: [far], protocols: [finetune],
-         shots: [1, 5, full], seeds: [0, 1, 2]}
+         shots: [1, 5, full], seeds: [0, 1, 2], config: {...}}
 
 A layer is a mapping like any configuration, and may name files of further layers below it by `config`. No import of
 torch: status and listing answer at once.
@@ -28,7 +28,7 @@ from studies.runs import hash_of, identity
 PARTS = ("architectures", "sources", "targets", "protocols")
 BUDGETS = ("shots", "num_images", "fraction")
 KEYS = ("name", "config", "title", "keep", "metrics", *PARTS, "blocks")
-BLOCK_KEYS = (*PARTS, *BUDGETS, "seeds", "pretrain_seeds")
+BLOCK_KEYS = (*PARTS, *BUDGETS, "seeds", "pretrain_seeds", "config")
 SCRATCH = "scratch"
 
 
@@ -109,11 +109,12 @@ class _Reader:
                 f"a block needs exactly one of {', '.join(BUDGETS)}, not {budgets or 'none'}",
                 where=f"{self.path}, blocks",
             )
+        own = read_layer(block.get("config"), self.path)
         axes = [self.values(block, part) for part in PARTS]
         seeds, pretrain_seeds = self.values(block, "seeds", [0]), self.values(block, "pretrain_seeds", [0])
         for architecture, source, target, protocol in product(*axes):
             common = merge(base, self.layer("architectures", architecture))
-            transfer = merge(common, self.layer("protocols", protocol), self.layer("targets", target))
+            transfer = merge(common, self.layer("protocols", protocol), self.layer("targets", target), own)
             for pretrain_seed in pretrain_seeds if source != SCRATCH else [None]:
                 weights = self.pretrain(common, architecture, source, pretrain_seed)
                 for value, seed in product(self.values(block, budgets[0]), seeds):
