@@ -43,7 +43,11 @@ def import_classes() -> None:
     """Import every data set and task, so that their short names can be used as `class_path`; hush Lightning's tips."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (r"`isinstance\(treespec", "The number of training batches", "The '.*_dataloader' does not have many"):
+    for message in (
+        r"`isinstance\(treespec",
+        "The number of training batches",
+        "The '.*_dataloader' does not have many",
+    ):
         warnings.filterwarnings("ignore", message=message)
     for package in (datamodules, lightning_modules):
         for name in package.__all__:

@@ -178,7 +178,7 @@ def read_study(path: Path) -> Study:
         if not spec.get(key):
             raise StudyError(f"the study lacks {key}", where=str(path), valid=KEYS)
     reader = _Reader(path, spec)
-    base = read_layer({"config": spec["config"]} if "config" in spec else {}, path)
+    base = read_layer(spec.get("config"), path)
     for block in spec["blocks"]:
         for cell in reader.block(block, base):
             reader.cells.setdefault(cell.name, cell)
@@ -213,10 +213,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_layer(layer: Any, file: Path) -> dict[str, Any]:
-    """Resolve a layer: the files under its `config` (relative to `file`) first, its own settings over them."""
+    """Resolve a layer: a file, a list of files, or settings, which may name files of layers below them by `config`.
+
+    Paths are relative to `file`.
+    """
     if layer is None:
         return {}
-    if isinstance(layer, str):
+    if isinstance(layer, (str, list)):
         layer = {"config": layer}
     if not isinstance(layer, dict):
         raise StudyError(f"a layer should be a file or settings, not {layer!r}", where=str(file))

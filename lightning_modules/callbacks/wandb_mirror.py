@@ -83,8 +83,16 @@ class WandbMirror(Logger):
             dir=str(self.folder),
             mode=mode,  # type: ignore[arg-type]
             config=self.config,
+            # No host name, program, arguments or code: they may hold names and paths.
             settings=wandb.Settings(
-                init_timeout=PATIENCE, silent=True, console="off", x_disable_stats=True, disable_code=True
+                init_timeout=PATIENCE,
+                silent=True,
+                console="off",
+                disable_code=True,
+                disable_git=True,
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
             ),
         )
 
