@@ -22,6 +22,7 @@ from datamodules.table import SPLITS, Table
 from datamodules.transforms import create_transform
 
 Task = Literal["multiclass", "binary", "multilabel"]
+EVALUATION_BATCH = 256  # images of an evaluation batch at least: without gradients more of them fit than in training
 
 
 @lru_cache(maxsize=1)
@@ -280,10 +281,8 @@ class BaseDataModule(LightningDataModule, ABC):
     def evaluation_dataloader(self, rows: np.ndarray) -> StreamLoader:
         """Any rows of the table with the evaluation transform, every one once over all ranks."""
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-        size = divide_batch(self.batch_size, world, self.max_batch_per_device)[0] if self.trainer else self.batch_size
-        return self._loader(
-            EvaluationSampler(rows, max(size, min(256, len(rows))), rank=rank, world=world), train=False
-        )
+        size = self.max_batch_per_device or max(self.batch_size // world, EVALUATION_BATCH)
+        return self._loader(EvaluationSampler(rows, size, rank=rank, world=world), train=False)
 
     def _loader(self, sampler: StreamSampler | EvaluationSampler, *, train: bool) -> StreamLoader:
         dataset = BatchDataset(

@@ -78,8 +78,9 @@ class BaseTask(LightningModule, ABC):
         """Keep the mean and standard deviation that belong to the weights, one value a channel, in [0, 1] units."""
         if len(mean) not in (1, 3) or len(std) != len(mean) or min(std) <= 0:
             raise ModelError(f"mean {mean} and std {std} do not fit", valid="1 or 3 values each, std > 0")
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        # Always three values: a checkpoint then fits a model whose normalisation was given in another form.
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1).expand(1, 3, 1, 1).clone())
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1).expand(1, 3, 1, 1).clone())
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn uint8 (B, 1 or 3, H, W) images, or floats in [0, 1], into normalised floats on the device."""

@@ -1,7 +1,10 @@
 """What commands print: lines, tables of metrics, the progress of a study."""
 
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,7 +15,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -67,37 +69,50 @@ def show_metrics(split: str, result: "EvaluationResult") -> None:
 class CellsProgress:
     """A bar over cells with the time left, judged from the cells done so far."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
+    def __init__(self, progress: Progress, task: TaskID, kinds: Sequence[str]) -> None:
         self._progress, self._task, self._failed = progress, task, 0
+        self._waiting = Counter(kinds)
+        self._seconds: dict[str, list[float]] = {}
+        self._begun = time.monotonic()
 
     def begin(self, cell: str) -> None:
         """Name the cell that runs."""
+        self._begun = time.monotonic()
         self._progress.update(self._task, cell=cell)
 
-    def done(self, *, failed: bool) -> None:
-        """Count a cell; on a terminal that shows no live bar, print a line."""
+    def done(self, kind: str, *, failed: bool) -> None:
+        """Count a cell of a kind; where no live bar can be shown, print a line."""
         self._failed += failed
+        self._waiting[kind] -= 1
+        self._seconds.setdefault(kind, []).append(time.monotonic() - self._begun)
         failures = f", {self._failed} failed" if self._failed else ""
-        self._progress.update(self._task, advance=1, failures=failures)
+        left = self._time_left()
+        self._progress.update(self._task, advance=1, failures=failures, left=left)
         task = self._progress.tasks[self._task]
         if not console.is_terminal:
-            left = task.time_remaining
-            minutes = f", about {left / 60:.0f} min left" if left else ""
-            line = f"{task.completed:.0f}/{task.total:.0f}{failures}{minutes}: {task.fields['cell']}"
+            line = f"{task.completed:.0f}/{task.total:.0f}{failures}{left}: {task.fields['cell']}"
             console.print(line, markup=False)
+
+    def _time_left(self) -> str:
+        """Time of the waiting cells, judged by the median of their kind: weights take longer than transfers."""
+        if any(count and kind not in self._seconds for kind, count in self._waiting.items()):
+            return ""
+        left = sum(count * median(self._seconds[kind]) for kind, count in self._waiting.items() if count)
+        return f", about {left / 60:.0f} min left" if left >= 60 else f", about {left:.0f} s left" if left else ""
 
 
 @contextmanager
-def cells_progress(name: str, total: int) -> Iterator[CellsProgress]:
-    """Show the progress of a study's cells."""
+def cells_progress(name: str, kinds: Sequence[str]) -> Iterator[CellsProgress]:
+    """Show the progress of a study's cells, given the kind of each."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[failures]}"),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[cell]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=3600) as progress:
-        yield CellsProgress(progress, progress.add_task(name, total=total, cell="", failures=""))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(name, total=len(kinds), cell="", failures="", left="")
+        yield CellsProgress(progress, task, kinds)

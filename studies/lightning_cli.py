@@ -11,10 +11,12 @@ import torch
 import yaml
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_only
 
 import datamodules
 import lightning_modules
 from datamodules.base import BaseDataModule
+from datamodules.samplers import divide_batch
 from lightning_modules.backbones.checkpoints import weights_hash
 from lightning_modules.base import BaseTask
 from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -158,8 +160,9 @@ class FarshotCLI(LightningCLI):
         experiment = self.settings["experiment"] or (Path(str(files[-1])).stem if files else "runs")
         name = self.settings["run"] or hash_of(wanted)
         self.folder = RunFolder(Path(self.settings["runs_dir"]) / experiment / name)
-        if "LOCAL_RANK" in os.environ and RESUME in os.environ:
-            self.resume = os.environ[RESUME] == "1"  # rank 0 has decided, and started this process
+        if getattr(rank_zero_only, "rank", 0):  # rank 0 decides; one that started this process has said what
+            decided = os.environ.get(RESUME, str(int(self.folder.last_checkpoint() is not None)))
+            self.resume = decided == "1" and not (self.settings["overwrite"] and RESUME not in os.environ)
             return
         if self.settings["overwrite"]:
             self.folder.clear()
@@ -250,7 +253,11 @@ class FarshotCLI(LightningCLI):
         elif self.settings["trainer"]["val_check_interval"] is None:
             plan = self.model.schedule.plan(len(self.datamodule.rows("train")))
             steps = plan.total if plan is not None else self.trainer.max_steps
-            self.trainer.val_check_interval = max(1, steps // 10)  # type: ignore[attr-defined]
+            # Counted in device batches, of which an optimizer step may take several.
+            _, accumulate = divide_batch(
+                self.datamodule.batch_size, self.trainer.world_size, self.datamodule.max_batch_per_device
+            )
+            self.trainer.val_check_interval = max(1, steps // 10) * accumulate  # type: ignore[attr-defined]
 
     def _record_fit(self) -> None:
         folder, model, trainer = self.folder, self.model, self.trainer
@@ -307,7 +314,7 @@ class FarshotCLI(LightningCLI):
             return
         for split, result in self.model.results.items():
             display.show_metrics(split, result)
-            if self.folder is None:
+            if self.folder is None or not self._same_data():
                 continue
             outcome.write_predictions(self.folder, split, result, self.datamodule)
             self.folder.update_summary(**{split: outcome.metric_table(result)})
@@ -315,6 +322,15 @@ class FarshotCLI(LightningCLI):
                 self.folder.update_summary(rows=outcome.result_rows(result, run))
             if self.mirror is not None:
                 self.mirror.summarise({f"{split}/{value.key}": value.value for value in result.metrics})
+
+    def _same_data(self) -> bool:
+        """Whether the data settings are those of the run folder, which keeps no results of other ones."""
+        assert self.folder is not None
+        stored, wanted = self.folder.read_identity(), identity(self.plain_config())
+        other = [key for key in wanted if key.startswith("data.") and stored.get(key) != wanted[key]]
+        if other:
+            display.say(f"not written to {self.folder.path}: other data settings ({', '.join(other[:4])})")
+        return not other
 
 
 def _as_list(value: Any) -> list[Any]:

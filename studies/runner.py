@@ -57,7 +57,7 @@ def run_study(study: Study, runs_dir: Path, execute: Execute | None = None) -> l
     failures: dict[str, Failure] = {}
     waiting = [cell for cell in study.cells if state_of(folder_of(study, cell, runs_dir)) != "finished"]
     display.say(f"{study.name}: {len(study.cells)} cells, {len(study.cells) - len(waiting)} finished already")
-    with display.cells_progress(study.name, len(waiting)) as progress:
+    with display.cells_progress(study.name, [cell.kind for cell in waiting]) as progress:
         for cell in waiting:
             progress.begin(cell.name)
             if cell.needs in failures:
@@ -66,7 +66,7 @@ def run_study(study: Study, runs_dir: Path, execute: Execute | None = None) -> l
                 failure = run_cell(study, cell, runs_dir, execute)
                 if failure is not None:
                     failures[cell.name] = failure
-            progress.done(failed=cell.name in failures)
+            progress.done(cell.kind, failed=cell.name in failures)
     return list(failures.values())
 
 

@@ -144,6 +144,11 @@ class RunFolder:
             )
         return dict(yaml.safe_load(path.read_text()))
 
+    def read_identity(self) -> dict[str, Any]:
+        """What decided the run's result, as `identity` gave it; empty where the run has not begun."""
+        path = self.path / "identity.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
     def read_summary(self) -> dict[str, Any]:
         """State, thresholds and rows; empty where nothing has finished yet."""
         path = self.path / "summary.json"
@@ -159,10 +164,9 @@ class RunFolder:
         Raises:
             RunError: The folder holds a run of another configuration; the differing keys are listed.
         """
-        stored_path = self.path / "identity.json"
-        if not stored_path.is_file():
+        stored = self.read_identity()
+        if not stored:
             return "new"
-        stored = json.loads(stored_path.read_text())
         fresh = json.loads(json.dumps(dict(wanted), default=str))
         changed = sorted(key for key in stored.keys() | fresh.keys() if stored.get(key) != fresh.get(key))
         if changed:

@@ -288,3 +288,25 @@ def test_checkpoint_of_another_model_is_refused(fit, run_cli, tiny_config, tmp_p
     )
     assert code == 2
     assert "checkpoint test_resnet, here test_convnext" in err
+
+
+def test_results_of_other_data_are_shown_but_not_kept(fit, run_cli, tmp_path):
+    fit("--evaluate", "true")
+    folder = run_folder(tmp_path)
+    before = (folder / "summary.json").read_text()
+    code, out, err = run_cli("test", "--run", folder, "--data.init_args.num_test", 12)
+    assert (code, err) == (0, "")
+    assert "test: 12 images" in out
+    assert "not written" in out
+    assert (folder / "summary.json").read_text() == before
+
+
+def test_normalisation_travels_with_the_weights(fit, run_cli, tmp_path):
+    fit("--run", "source", "--model.init_args.mean", "[0.25]", "--model.init_args.std", "[0.5]")
+    weights = tmp_path / "runs/tiny/source"
+    code, _, err = fit("--run", "target", "--data.init_args.role", "target", "--model.init_args.weights", weights)
+    assert (code, err) == (0, "")
+    target = torch.load(tmp_path / "runs/tiny/target/checkpoints/last.ckpt", weights_only=True)
+    assert target["hyper_parameters"]["mean"] == [0.25] * 3
+    assert target["hyper_parameters"]["std"] == [0.5] * 3
+    assert run_cli("test", "--run", tmp_path / "runs/tiny/target")[0] == 0

@@ -89,10 +89,10 @@ class NIHChestXray14(BaseDataModule):
         _reject(images.duplicated(), images, "image listed twice:", path)
         _reject(patients.str.strip() == "", patients, "a row without a patient:", path)
         return Table(
-            paths=strings(self._folders(images)),
+            paths=strings(self._folders(images.tolist())),
             labels=self._findings(frame["Finding Labels"], path),
             groups=strings(patients),
-            split=split_column(self._split(images)),
+            split=split_column(self._split(images.tolist())),
             metadata={
                 "sex": frame[sex].to_numpy(),
                 "age": _years(frame["Patient Age"]),
@@ -101,7 +101,7 @@ class NIHChestXray14(BaseDataModule):
             source=path,
         )
 
-    def _folders(self, images: "pd.Series[str]") -> list[str]:
+    def _folders(self, images: Sequence[str]) -> list[str]:
         """Prefix every image with its folder; images that are nowhere are looked for in `images/`."""
         home: dict[str, str] = {}
         for folder in [self.root / "images", *sorted(self.root.glob("images_*/images"))]:
@@ -113,14 +113,13 @@ class NIHChestXray14(BaseDataModule):
     def _findings(self, cells: "pd.Series[str]", path: Path) -> np.ndarray:
         names = NIHChestXray14.class_names
         number = {name: column for column, name in enumerate(names)}
-        labels = np.zeros((len(cells), len(names)), dtype=np.float32)
         # Few distinct combinations of findings exist, so each is parsed once.
-        codes, combinations = pd.factorize(cells)
+        codes, combinations = pd.factorize(cells.to_numpy(dtype=object))
+        labels = np.zeros((len(combinations), len(names)), dtype=np.float32)
         for code, combination in enumerate(combinations):
-            findings = [finding.strip() for finding in combination.split("|")]
-            for finding in findings:
+            for finding in map(str.strip, combination.split("|")):
                 if finding in number:
-                    labels[codes == code, number[finding]] = 1.0
+                    labels[code, number[finding]] = 1.0
                 elif finding != "No Finding":
                     near = closest(finding, names)
                     raise DataError(
@@ -128,27 +127,25 @@ class NIHChestXray14(BaseDataModule):
                         where=f"{path}, line {int(np.argmax(codes == code)) + 2}",
                         valid=[*names, "No Finding"],
                     )
-        return labels
+        return labels[codes]
 
-    def _split(self, images: "pd.Series[str]") -> np.ndarray:
-        split = pd.Series("", index=images.to_numpy(), dtype=object)
+    def _split(self, images: Sequence[str]) -> list[str]:
+        split = dict.fromkeys(images, "")
         for name, part in LISTS.items():
             path = self.root / name
             if not path.is_file():
+                hint = "it comes with the data set"
+                raise DataError(f"no list {name}: it holds the official split", where=str(self.root), hint=hint)
+            listed = path.read_text().split()
+            unknown = [line for line, image in enumerate(listed, start=1) if image not in split]
+            if unknown:
+                first = listed[unknown[0] - 1]
                 raise DataError(
-                    f"no list {name}: it holds the official split",
-                    where=str(self.root),
-                    hint="it comes with the data set",
+                    f"{name} names {first!r}, which the table does not have ({len(unknown)} such lines)",
+                    where=f"{path}, line {unknown[0]}",
                 )
-            listed = pd.Index(path.read_text().split())
-            unknown = np.flatnonzero(~listed.isin(split.index))
-            if len(unknown):
-                raise DataError(
-                    f"{name} names {listed[unknown[0]]!r}, which the table does not have ({len(unknown)} such lines)",
-                    where=f"{path}, line {unknown[0] + 1}",
-                )
-            split.loc[listed] = part
-        return split.to_numpy()
+            split |= dict.fromkeys(listed, part)
+        return [split[image] for image in images]
 
 
 def _reject(bad: "pd.Series[bool]", values: "pd.Series[str]", problem: str, path: Path) -> None:
@@ -161,6 +158,7 @@ def _reject(bad: "pd.Series[bool]", values: "pd.Series[str]", problem: str, path
 
 def _years(cells: "pd.Series[str]") -> np.ndarray:
     """Ages in years, float32; the first release writes 058Y, 011M and 002D."""
-    parts = cells.str.extract(r"^\s*(\d+)\s*([YMD]?)\s*$")
+    codes, ages = pd.factorize(cells.to_numpy(dtype=object))
+    parts = pd.Series(ages, dtype=object).str.extract(r"^\s*(\d+)\s*([YMD]?)\s*$")
     unit = parts[1].map({"Y": 1.0, "M": 1 / 12, "D": 1 / 365.25, "": 1.0})
-    return (pd.to_numeric(parts[0]) * unit).to_numpy(dtype=np.float32)
+    return (pd.to_numeric(parts[0]) * unit).to_numpy(dtype=np.float32)[codes]

@@ -1,0 +1,95 @@
+"""The configurations that users run, run: on generated data, with a small net in place of the real one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.data import cifar, nih, tables
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SMALL = [
+    *("--model.init_args.backbone", "test_resnet", "--data.init_args.image_size", "16"),
+    *("--data.init_args.batch_size", "8", "--data.init_args.num_workers", "0"),
+]
+
+
+def named(folder):
+    return sorted((CONFIGS / folder).glob("*.yaml"))
+
+
+@pytest.fixture
+def data_root(tmp_path, monkeypatch):
+    """Writes the data that a config's class wants; returns the words that name it."""
+
+    def create(text):
+        root = tmp_path / "data"
+        root.mkdir()
+        if "NIHChestXray14" in text:
+            nih.create(root, patients=16)
+        elif "CIFAR" in text:
+            cifar.create(root, monkeypatch, "CIFAR100" if "CIFAR100" in text else "CIFAR10", images=20)
+        elif "ImageTable" in text:
+
+            def rename(rows):
+                return [{**row, "patient_id": row["patient"], "sex": "F", "age": "50"} for row in rows]
+
+            tables.create_csv(root, patients=16, change=rename)
+        elif "ImageFolder" in text:
+            tables.create_tree(root, images=6)
+        return ["--data.init_args.root", root]
+
+    return create
+
+
+@pytest.mark.parametrize("config", named("data"), ids=lambda path: path.stem)
+def test_data_configs(config, data_root, run_cli, tmp_path):
+    root = data_root(config.read_text())
+    code, _, err = run_cli(
+        *("fit", "--config", CONFIGS / "trainer" / "cpu.yaml", "--config", CONFIGS / "model" / "resnet10t.yaml"),
+        *("--config", config, "--runs_dir", tmp_path / "runs", "--run", "a", *root, *SMALL),
+        *("--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false", "--evaluate", "true"),
+    )
+    assert (code, err) == (0, "")
+    (summary,) = (tmp_path / "runs").glob("*/a/summary.json")
+    assert json.loads(summary.read_text())["run"]["n_test"] > 0
+
+
+@pytest.mark.parametrize("config", named("pretrain"), ids=lambda path: path.stem)
+def test_pretraining_configs(config, data_root, run_cli, tmp_path):
+    root = data_root(config.read_text())
+    code, _, err = run_cli(
+        *("fit", "--config", config, "--runs_dir", tmp_path / "runs", *root, *SMALL, "--trainer.max_epochs", "1"),
+        *("--trainer.accelerator", "cpu", "--trainer.precision", "32", "--trainer.enable_progress_bar", "false"),
+    )
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("config", named("transfer"), ids=lambda path: path.stem)
+def test_transfer_configs(config, tiny_config, run_cli, tmp_path):
+    common = ["--runs_dir", tmp_path / "runs", "--trainer.enable_progress_bar", "false"]
+    assert run_cli("fit", "--config", tiny_config, *common, "--run", "source")[0] == 0
+    short = '{"class_path": "HyperRuleSchedule", "init_args": {"length": 3}}'
+    code, _, err = run_cli(
+        *("fit", "--config", CONFIGS / "trainer" / "cpu.yaml", "--config", CONFIGS / "data" / "synthetic.yaml"),
+        *("--config", config, *common, *SMALL, "--run", "target", "--data.init_args.shots", "1"),
+        *("--model.init_args.weights", tmp_path / "runs" / "tiny" / "source", "--evaluate", "true"),
+        f"--model.init_args.lr_scheduler={short}",
+    )
+    assert (code, err) == (0, "")
+    summary = json.loads((tmp_path / "runs" / config.stem / "target" / "summary.json").read_text())
+    assert summary["run"]["protocol"] == config.stem
+    assert summary["run"]["source"] == "synthetic"
+
+
+def test_real_radiographs_through_fit_and_test(real_nih, run_cli, tmp_path):
+    """A thousand real images in the official layout: a few steps, then the whole official test list."""
+    code, _, err = run_cli(
+        *("fit", "--config", CONFIGS / "trainer" / "cpu.yaml", "--config", CONFIGS / "data" / "nih.yaml"),
+        *("--config", CONFIGS / "model" / "resnet10t.yaml", "--data.init_args.root", real_nih, *SMALL),
+        *("--data.init_args.image_size", "32", "--trainer.max_steps", "20", "--trainer.enable_progress_bar", "false"),
+        *("--runs_dir", tmp_path / "runs", "--experiment", "nih", "--run", "a", "--evaluate", "true"),
+    )
+    assert (code, err) == (0, "")
+    summary = json.loads((tmp_path / "runs" / "nih" / "a" / "summary.json").read_text())["run"]
+    assert (summary["n_train"] + summary["n_val"], summary["n_test"]) == (760, 240)
