@@ -31,6 +31,12 @@ from studies.runs import RunFolder, flatten, hash_of, identity
 
 LINKED = ("num_classes", "task", "class_names")
 RESUME = "FARSHOT_RESUME"  # tells the other processes of a distributed run what rank 0 has decided
+HUSHED = (  # warnings of Lightning about what farshot does on purpose
+    r"`isinstance\(treespec",
+    "The number of training batches",
+    "The '.*_dataloader' does not have many",
+    "Be aware that when using `ckpt_path`, callbacks",
+)
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # our samplers shard already
     "num_sanity_val_steps": 0,
@@ -45,11 +51,7 @@ def import_classes() -> None:
     """Import every data set and task, so that their short names can be used as `class_path`; hush Lightning's tips."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r"`isinstance\(treespec",
-        "The number of training batches",
-        "The '.*_dataloader' does not have many",
-    ):
+    for message in HUSHED:
         warnings.filterwarnings("ignore", message=message)
     for package in (datamodules, lightning_modules):
         for name in package.__all__:

@@ -1,12 +1,14 @@
 """Mirrors metrics to Weights & Biases; whatever happens to the mirror, the run goes on."""
 
 import logging
+import netrc
 import os
 import threading
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
@@ -117,7 +119,7 @@ class WandbMirror(Logger):
     def close(self) -> None:
         """Finish the W&B run; what is not sent after a short wait stays in the run folder."""
         if self._run is not None:
-            self._guarded(lambda: self._run.finish(quiet=True))
+            self._guarded(lambda: self._run.finish())
             self._run = None
 
     def _guarded(self, call: Callable[[], object]) -> bool:
@@ -142,12 +144,13 @@ class WandbMirror(Logger):
 
 
 def _has_key() -> bool:
-    """Whether a W&B key is configured, without asking the network."""
+    """Whether a W&B key is configured in the environment or in .netrc, without asking the network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
         import wandb
 
-        return bool(wandb.api.api_key)
-    except Exception:
+        host = urlsplit(wandb.Settings().base_url).hostname
+        return host is not None and netrc.netrc().authenticators(host) is not None
+    except Exception:  # no .netrc, or one that cannot be read: then there is no key
         return False

@@ -149,7 +149,7 @@ def predict(predictor: Predictor, paths: Sequence[Path], batch_size: int) -> tup
                 images.append(predictor.transform(io.read_image(path, mode=predictor.mode), 0))
                 ids.append(str(path))
             except UnreadableImageError as error:
-                unreadable.append(str(error).replace("\n", " "))
+                unreadable.append(f"{path}: {error.problem}")
         if images:
             batch = torch.from_numpy(np.stack(images)).to(model.device)
             logits.append(model(model.normalise(batch)).float().cpu().numpy())
