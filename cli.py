@@ -44,7 +44,7 @@ def main(args: Sequence[str] | None = None) -> None:
         from datamodules.errors import closest
 
         near = closest(words[0], COMMANDS)
-        print(f"unknown command {words[0]!r}" + (f"; did you mean {near!r}?" if near else ""), file=sys.stderr)
+        print(f"error: unknown command {words[0]!r}" + (f"; did you mean {near!r}?" if near else ""), file=sys.stderr)
         print(f"  valid: {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

@@ -183,22 +183,7 @@ def _names(column: str | list[str]) -> list[str]:
 
 
 class ImageFolder(ImageTable):
-    """One folder a class, below train, val and test where there are splits: `ImageTable` under the name people know.
+    """One folder a class, below train, val and test where there are splits.
 
-    Args:
-        class_names: Classes in index order; default: the class folders, sorted.
-        mode: rgb, or grey for one channel.
-        dataset_name: Name in results, key of the hashed test split, and default folder in `$FARSHOT_DATA`; default: the
-            name of `root`.
-        **kwargs: Arguments shared by all data sets.
+    The folder case of `ImageTable` under the name people know; all its arguments hold.
     """
-
-    def __init__(
-        self,
-        *,
-        class_names: list[str] | None = None,
-        mode: Literal["rgb", "grey"] = "rgb",
-        dataset_name: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(class_names=class_names, mode=mode, dataset_name=dataset_name, **kwargs)

@@ -175,6 +175,10 @@ class Classification(BaseTask):
         self.mixup_alpha = mixup_alpha
 
     def training_loss(self, images: Tensor, batch: Batch) -> Tensor:
-        """Loss of one batch, mixed up after normalising."""
+        """Loss of one batch, mixed up after normalising.
+
+        Each device batch averages over its own known cells: with unknown labels, ranks and accumulation weigh a cell by
+        the cells that happen to be known beside it.
+        """
         images, targets = mixup(images, batch["label"], self.mixup_alpha, self.num_classes)
         return self.loss(self(images), targets)

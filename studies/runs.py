@@ -65,7 +65,6 @@ VOLATILE = {
         "trainer.benchmark",
         "trainer.model_registry",
     ),
-    "trainer.fast_dev_run",
 }
 
 

@@ -19,11 +19,12 @@ SEX_COLUMNS = ("Patient Gender", "Patient Sex")  # the column's name differs bet
 
 
 class NIHChestXray14(BaseDataModule):
-    """NIH ChestX-ray14 (Wang et al., CVPR 2017, arXiv 1705.02315).
+    """NIH ChestX-ray14: 112,120 frontal chest X-rays of 30,805 patients, 14 findings.
 
-    Source: NIH Clinical Center, https://nihcc.app.box.com/v/ChestXray-NIHCC; free to use with attribution. 45 GB of
-    8-bit PNG, 1024×1024, a few of them RGBA. Layout: `root/Data_Entry_2017_v2020.csv`, `train_val_list.txt`,
-    `test_list.txt`, and the images in `images/` or `images_001/images/` … `images_012/images/`.
+    Source: Wang et al., CVPR 2017, arXiv 1705.02315; NIH Clinical Center, https://nihcc.app.box.com/v/ChestXray-NIHCC;
+    free to use with attribution. 45 GB of 8-bit PNG, 1024×1024, a few of them RGBA. Layout:
+    `root/Data_Entry_2017_v2020.csv`, `train_val_list.txt`, `test_list.txt`, and the images in `images/` or
+    `images_001/images/` … `images_012/images/`.
     Labels: 14 findings in alphabetical order, text-mined (> 90 % accurate by its authors), "No Finding" = all 0; no
     label is unknown. Patients: "Patient ID". Split: official, by patient (86,524 / 25,596); validation is carved from
     train by patient.
