@@ -36,6 +36,7 @@ HUSHED = (  # warnings of Lightning about what farshot does on purpose
     "The number of training batches",
     "The '.*_dataloader' does not have many",
     "Be aware that when using `ckpt_path`, callbacks",
+    r"Found \d+ module\(s\) in eval mode",
 )
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # our samplers shard already
