@@ -28,8 +28,9 @@ class SplitSettings:
 def assign_splits(table: Table, dataset: str, settings: SplitSettings) -> tuple[Table, str]:
     """Give every row its split.
 
-    Official splits stay. Without any, test membership is a fixed hash of data set and group. With folds, one fold is
-    the test set and an official test set takes no part. Validation is carved from train by group where there is none.
+    Official splits stay. Without an official test set, its members are a fixed hash of data set and group, taken from
+    train. With folds, one fold is the test set and an official test set takes no part. Validation is carved from train
+    by group where there is none.
 
     Returns:
         (the table with its splits, the policy in words for result rows).
@@ -39,12 +40,14 @@ def assign_splits(table: Table, dataset: str, settings: SplitSettings) -> tuple[
     """
     codes = np.array(table.split.codes)
     official = bool(codes.any())
-    policy = "official" if official else "hash"
+    policy = "official"
     if settings.folds is not None:
         policy = f"fold {settings.fold}/{settings.folds} by {settings.fold_by}"
         codes = _fold_codes(table, codes, settings)
-    elif not official:
-        codes = np.where(splits.hash_test(table.groups, dataset, settings.test_fraction), TEST, TRAIN).astype(np.int8)
+    elif not (codes == TEST).any():
+        policy = "official train and validation, hashed test" if official else "hash"
+        codes = np.where(codes, codes, 0 if official else TRAIN).astype(np.int8)
+        codes[splits.hash_test(table.groups, dataset, settings.test_fraction) & (codes == TRAIN)] = TEST
     train = np.flatnonzero(codes == TRAIN)
     if settings.val_fraction and len(train) and not (codes == VALIDATION).any():
         labels, groups = table.labels[train], table.groups[train]

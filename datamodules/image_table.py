@@ -60,7 +60,12 @@ class ImageTable(BaseDataModule):
         self.task = task or ("multilabel" if isinstance(label, list) else "multiclass")
         if isinstance(label, str) and self.task == "multilabel":
             raise DataError("a multi-label set needs a list of label columns", where="data.init_args.columns.label")
+        self._folders = list(class_names or []) if self.table is None else []
         self.class_names = list(class_names) if class_names else self._find_classes()
+        if self.task == "binary":
+            if len(self.class_names) > 2:
+                raise DataError(f"a binary task has no {len(self.class_names)} classes", valid="negative and positive")
+            self.class_names = self.class_names[-1:]  # the positive one
         self.restrict_labels()
 
     def _check_columns(self) -> None:
@@ -84,8 +89,7 @@ class ImageTable(BaseDataModule):
 
     def _find_classes(self) -> list[str]:
         if self.table is None:
-            names = readers.class_folders(self.root)
-            return names[1:] if self.task == "binary" and len(names) == 2 else names
+            return readers.class_folders(self.root)
         label = self.columns["label"]
         frame = readers.read_frame(self.table, _names(label))
         if isinstance(label, list):
@@ -108,7 +112,7 @@ class ImageTable(BaseDataModule):
 
     def _load_tree(self) -> Table:
         folders = readers.class_folders(self.root)
-        names = folders if self.task == "binary" else self.class_names
+        names = (self._folders if len(self._folders) == 2 else folders) if self.task == "binary" else self.class_names
         if self.task == "binary" and len(folders) != 2:
             raise DataError(f"a binary task needs two class folders, {self.root} has {len(folders)}", valid=folders)
         unknown = [folder for folder in folders if folder not in names]

@@ -187,7 +187,7 @@ class BaseTask(LightningModule, ABC):
         """Samples that the split's table has, or None where the run was asked to see fewer."""
         data, trainer = getattr(self.trainer, "datamodule", None), self.trainer
         limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
-        if data is None or not hasattr(data, "rows") or limit != 1.0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if data is None or not hasattr(data, "rows") or isinstance(limit, int) or limit != 1.0 or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         return len(data.rows(split))
 

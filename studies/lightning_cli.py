@@ -27,7 +27,7 @@ from lightning_modules.callbacks.wandb_mirror import Mode, WandbMirror
 from lightning_modules.errors import ModelError
 from studies import display, outcome
 from studies.parsing import ReadableParser
-from studies.runs import RunFolder, flatten, hash_of, identity
+from studies.runs import RunError, RunFolder, flatten, hash_of, identity
 
 LINKED = ("num_classes", "task", "class_names")
 RESUME = "FARSHOT_RESUME"  # tells the other processes of a distributed run what rank 0 has decided
@@ -170,8 +170,10 @@ class FarshotCLI(LightningCLI):
         if self.settings["overwrite"]:
             self.folder.clear()
         state = self.folder.state(wanted)
-        self.finished = state == "finished"
-        self.resume = state == "resume" and self.folder.last_checkpoint() is not None
+        # Finished, but now to be tested, too: the fit goes on from its end, where nothing is left to train.
+        untested = self.settings["evaluate"] and "rows" not in self.folder.read_summary()
+        self.finished = state == "finished" and not untested
+        self.resume = state != "new" and self.folder.last_checkpoint() is not None
         os.environ[RESUME] = str(int(self.resume))
         if not self.finished:
             self.folder.begin(config, wanted)
@@ -232,11 +234,19 @@ class FarshotCLI(LightningCLI):
             kwargs["ckpt_path"] = self.folder.last_checkpoint()
         validation_batches = self.trainer.limit_val_batches  # type: ignore[attr-defined]
         self.datamodule.setup()
+        if self.settings["evaluate"]:
+            self._require_images("test")
         if self._counts_steps():
             self._validate_for_selection()
+        outcome.reset_peak_memory()
         self.trainer.fit(**kwargs)
         self.trainer.limit_val_batches = validation_batches  # type: ignore[attr-defined]
         if self.settings["select"] == "best":
+            if not self.checkpoints.selected.is_file():
+                raise ModelError(
+                    f"{self.settings['monitor']} was never defined on validation, so no weights are the best",
+                    hint="--select last, another --monitor, or more validation images",
+                )
             selected = torch.load(self.checkpoints.selected, map_location="cpu", weights_only=True)
             self.model.load_state_dict(selected["state_dict"])
         if len(self.datamodule.rows("validation")):
@@ -267,73 +277,85 @@ class FarshotCLI(LightningCLI):
         assert folder is not None
         if not trainer.is_global_zero:
             return
-        best = self.settings["select"] == "best"
+        data, best = self.datamodule, self.settings["select"] == "best"
         steps = self.checkpoints.best_step if best else trainer.global_step
         run = {
             "study": folder.path.parent.name,
             "cell": folder.path.name,
             "run": folder.path.name,
-            **outcome.describe_run(model, self.datamodule, self.weights_hash, int(self.settings["seed_everything"])),
+            **outcome.describe_run(model, data, self.weights_hash, int(self.settings["seed_everything"])),
             "step": steps,
-            "epochs": steps / self.datamodule.batches_per_epoch,
-            "images_seen": trainer.global_step * self.datamodule.batch_size,
+            "epochs": steps * data.batch_size / len(data.rows("train")),
+            "images_seen": steps * data.batch_size,
             "selection": f"best {self.settings['monitor']}" if best else "last",
             "seconds": round(self.cost.seconds, 3),
             "peak_memory": outcome.peak_memory(),
             "config_hash": hash_of(identity(self.plain_config(), self.weights_hash)),
             **self.columns,
         }
-        folder.update_summary(
+        self._record_evaluations(
+            run,
             run=run,
             checkpoint=self.checkpoints.selected.relative_to(folder.path).as_posix(),
-            preprocessing={
-                "transform": self.datamodule.transform,
-                "image_size": self.datamodule.image_size,
-                "channels": self.datamodule.channels,
-            },
+            preprocessing={"transform": data.transform, "image_size": data.image_size, "channels": data.channels},
             **outcome.thresholds_of(model.results.get("validation"), model),
+            state="finished",
         )
-        self._record_evaluations(run)
-        folder.update_summary(state="finished")
         if self.mirror is not None:
             self.mirror.close()
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate the validation images."""
+        self._require_images("validation")
         self.trainer.validate(**kwargs, verbose=False)
         self._record_evaluations(self._stored_run())
 
     def test(self, **kwargs: Any) -> None:
         """Evaluate the test images."""
+        self._require_images("test")
         self.trainer.test(**kwargs, verbose=False)
         self._record_evaluations(self._stored_run())
+
+    def _require_images(self, split: str) -> None:
+        data = self.datamodule
+        if not len(data.rows(split)):
+            raise RunError(f"{data.name} has no {split} images", where=f"{split} split ({data.split_policy})")
 
     def _stored_run(self) -> dict[str, Any]:
         return dict(self.folder.read_summary().get("run", {})) if self.folder is not None else {}
 
-    def _record_evaluations(self, run: Mapping[str, Any]) -> None:
-        """Show the evaluations; write predictions and numbers where there is a run folder."""
+    def _record_evaluations(self, columns: Mapping[str, Any], **facts: Any) -> None:
+        """Write predictions, numbers and further facts to the run folder that they belong to, if any; show them."""
         if not self.trainer.is_global_zero:
             return
-        for split, result in self.model.results.items():
+        results = self.model.results
+        other = self._why_not_kept() if self.folder is not None else ""
+        if self.folder is not None and not other:
+            for split, result in results.items():
+                outcome.write_predictions(self.folder, split, result, self.datamodule)
+                facts[split] = outcome.metric_table(result)
+                if split == "test":
+                    facts["rows"] = outcome.result_rows(result, columns)
+                if self.mirror is not None:
+                    self.mirror.summarise({f"{split}/{value.key}": value.value for value in result.metrics})
+            self.folder.update_summary(**facts)
+        for split, result in results.items():
             display.show_metrics(split, result)
-            if self.folder is None or not self._same_data():
-                continue
-            outcome.write_predictions(self.folder, split, result, self.datamodule)
-            self.folder.update_summary(**{split: outcome.metric_table(result)})
-            if split == "test":
-                self.folder.update_summary(rows=outcome.result_rows(result, run))
-            if self.mirror is not None:
-                self.mirror.summarise({f"{split}/{value.key}": value.value for value in result.metrics})
+        if self.folder is not None and other:
+            display.say(f"not written to {self.folder.path}: {other}")
 
-    def _same_data(self) -> bool:
-        """Whether the data settings are those of the run folder, which keeps no results of other ones."""
+    def _why_not_kept(self) -> str:
+        """What sets these results apart from the run's own, or "": a run folder keeps no numbers of something else."""
         assert self.folder is not None
+        if self.subcommand == "fit":
+            return ""
+        if Path(str(self.settings["ckpt_path"])).resolve() != self.folder.selected_checkpoint().resolve():
+            return "other weights"
+        if any(len(result.index) != len(self.datamodule.rows(split)) for split, result in self.model.results.items()):
+            return "a part of the images"
         stored, wanted = self.folder.read_identity(), identity(self.plain_config())
-        other = [key for key in wanted if key.startswith("data.") and stored.get(key) != wanted[key]]
-        if other:
-            display.say(f"not written to {self.folder.path}: other data settings ({', '.join(other[:4])})")
-        return not other
+        keys = [key for key in wanted if key.startswith("data.") and stored.get(key) != wanted[key]]
+        return f"other data settings ({', '.join(keys[:4])})" if keys else ""
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,10 +1,9 @@
 """What comes out of a run: predictions, thresholds and result rows, written to its folder."""
 
-import json
 import math
-import resource
-import sys
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,12 @@ def _source(model: BaseTask) -> dict[str, Any]:
     """Where the weights come from: the run that trained them tells, otherwise their name has to do."""
     if model.weights is None:
         return {"source": "scratch", "source_n": 0, "pretrain_seed": None}
-    run = RunFolder(Path(model.weights))
+    path = Path(model.weights)
+    run = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path)
     summary = run.read_summary()
-    if not summary:
-        return {"source": Path(model.weights).stem, "source_n": None, "method": None, "pretrain_seed": None}
+    if not summary:  # a file is named by its stem; a timm name keeps its tag, which says what it was trained on
+        name = path.stem if path.is_file() else model.weights
+        return {"source": name, "source_n": None, "method": None, "pretrain_seed": None}
     origin = summary.get("run", {})
     return {
         "source": origin.get("target"),
@@ -118,20 +119,21 @@ def write_predictions(folder: RunFolder, split: str, result: EvaluationResult, d
     replace_file(folder.predictions, lambda path: frame.to_parquet(path, index=False))
 
 
-def peak_memory() -> float:
-    """Peak bytes of the device, or of this process where there is none."""
+def reset_peak_memory() -> None:
+    """Begin to measure the peak anew: the runs of a study share a process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux only
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float | None:
+    """Peak bytes since `reset_peak_memory` of the device, or of this process where there is none; None if unknown."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Lines of a `metrics.jsonl`; a line that a kill cut short is left out."""
-    lines = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024.0 * int(found[1]) if found else None

@@ -302,4 +302,6 @@ class ReadableParser(LightningArgumentParser):
 
     def _quit(self, text: str) -> NoReturn:
         sys.stderr.write(clip(f"error: {text}") + "\n")
-        sys.exit(2)
+        stop = SystemExit(2)
+        stop.add_note(text)  # for a study, which runs many command lines and reports why one of them stopped
+        raise stop

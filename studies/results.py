@@ -158,10 +158,11 @@ def collect(study_dir: Path | str) -> pd.DataFrame:
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        # A run that was not tested (yet) has no rows.
+        rows = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise TypeError("'rows' must be a list of mappings from column to value")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ResultsError(
             f"not a run's summary ({type(error).__name__}: {error})",
             where=str(path),

@@ -89,7 +89,8 @@ def run_cell(study: Study, cell: Cell, runs_dir: Path, execute: Execute) -> Fail
             raise
         log = folder.path / "failed.log"
         write_text(log, traceback.format_exc())
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        text = next(iter(getattr(error, "__notes__", [])), str(error))
+        reason = next(iter(text.splitlines()), type(error).__name__)
         write_text(failed, json.dumps({"cell": cell.name, "reason": reason}))
         return Failure(cell.name, reason, log)
     failed.unlink(missing_ok=True)

@@ -91,7 +91,11 @@ def identity(config: Mapping[str, Any], weights: str | None = None) -> dict[str,
         config: A run's whole configuration.
         weights: Hash of the weights that the run starts from; it stands for their path.
     """
-    flat = {key: value for key, value in flatten(config).items() if key not in VOLATILE}
+    whole = flatten(config)
+    flat = {key: value for key, value in whole.items() if key not in VOLATILE}
+    root, name = whole.get("data.init_args.root"), "data.init_args.dataset_name"
+    if root and not flat.get(name) and str(flat.get("data.class_path")).endswith(("ImageFolder", "ImageTable")):
+        flat[name] = Path(str(root)).resolve().name  # one's own data set is known by its folder's name
     if weights is not None:
         flat["model.init_args.weights"] = weights
     return flat

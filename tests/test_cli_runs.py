@@ -310,3 +310,59 @@ def test_normalisation_travels_with_the_weights(fit, run_cli, tmp_path):
     assert target["hyper_parameters"]["mean"] == [0.25] * 3
     assert target["hyper_parameters"]["std"] == [0.5] * 3
     assert run_cli("test", "--run", tmp_path / "runs/tiny/target")[0] == 0
+
+
+@pytest.mark.parametrize("words", [["--trainer.limit_test_batches", "0.5"], ["--ckpt_path"]])
+def test_numbers_of_something_else_are_not_kept(fit, run_cli, tmp_path, words):
+    fit("--run", "a", "--evaluate", "true", "--data.num_test", 300)
+    fit("--run", "b", "--seed_everything", 5)
+    folder = tmp_path / "runs/tiny/a"
+    before = (folder / "summary.json").read_text()
+    if words == ["--ckpt_path"]:
+        words = ["--ckpt_path", tmp_path / "runs/tiny/b/checkpoints/last.ckpt"]
+    code, out, err = run_cli("test", "--run", folder, *words)
+    assert (code, err) == (0, "")
+    assert "not written" in out
+    assert (folder / "summary.json").read_text() == before
+
+
+def test_finished_fit_can_still_be_tested(fit, tmp_path):
+    fit("--run", "a")
+    state = torch.load(tmp_path / "runs/tiny/a/checkpoints/last.ckpt", weights_only=True)
+    code, out, err = fit("--run", "a", "--evaluate", "true")
+    assert (code, err) == (0, "")
+    assert "test: 30 images" in out
+    summary = json.loads((tmp_path / "runs/tiny/a/summary.json").read_text())
+    assert summary["rows"]
+    assert summary["run"]["step"] == state["global_step"] == 6
+
+
+def test_best_that_is_never_defined_is_an_error(fit):
+    words = ("--select", "best", "--trainer.check_val_every_n_epoch", 5)
+    code, _, err = fit(*words)
+    assert code == 2
+    assert "was never defined" in err
+
+
+def test_another_folder_is_another_run(run_cli, tmp_path):
+    for name in ("one", "two"):
+        tables.create_tree(tmp_path / name, images=6)
+    config = tmp_path / "tree.yaml"
+    config.write_text(
+        "trainer: {accelerator: cpu, devices: 1, max_epochs: 1, enable_progress_bar: false}\n"
+        "model: {class_path: Classification, init_args: {backbone: test_resnet}}\n"
+        "data: {class_path: ImageFolder, init_args: {image_size: 16}}\n"
+    )
+    for name in ("one", "two"):
+        words = ("--data.root", tmp_path / name, "--runs_dir", tmp_path / "runs")
+        code, out, err = run_cli("fit", "--config", config, *words)
+        assert (code, err) == (0, "")
+        assert "is finished" not in out
+    assert len(list((tmp_path / "runs" / "tree").iterdir())) == 2
+
+
+def test_epochs_and_images_count_what_was_seen(fit, tmp_path):
+    fit("--trainer.max_epochs=-1", "--trainer.max_steps", 10, "--data.shots", 1)
+    run = json.loads((run_folder(tmp_path) / "summary.json").read_text())["run"]
+    assert (run["n_train"], run["images_seen"]) == (3, 160)
+    assert run["epochs"] == pytest.approx(160 / 3)

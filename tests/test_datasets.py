@@ -62,6 +62,30 @@ class TestPlainTree(DataModuleContract):
         }
 
 
+def test_tree_without_a_test_folder_gets_a_hashed_one(tmp_path):
+    tables.create_tree(tmp_path, splits=("train", "val"), images=40)
+    data = ImageFolder(root=str(tmp_path), image_size=16)
+    table = data.read_table()
+    official = np.array([path.split("/")[0] for path in table.paths])
+    assert len(data.rows("test")) > 5
+    assert set(official[table.rows("test")]) == set(official[table.rows("train")]) == {"train"}
+    assert set(official[table.rows("validation")]) == {"val"}
+    assert data.split_policy == "official train and validation, hashed test"
+
+
+@pytest.mark.parametrize(
+    ("names", "positive"), [(None, "sick"), (["normal", "sick"], "sick"), (["sick", "normal"], "normal")]
+)
+def test_binary_tree_names_its_positive_class(tmp_path, names, positive):
+    for name in ("normal", "sick"):
+        tables.create_tree(tmp_path / "unused", splits=(), images=20)
+        shutil.copytree(tmp_path / "unused" / "ant", tmp_path / "tree" / name)
+    data = ImageTable(root=str(tmp_path / "tree"), task="binary", class_names=names)
+    assert (data.class_names, data.num_classes) == ([positive], 1)
+    table = data.read_table()
+    assert {path.split("/")[0] for path in table.paths[table.labels[:, 0] == 1]} == {positive}
+
+
 class TestCsv(DataModuleContract):
     """A CSV of patients with two labels, grey images, hashed test set by patient."""
 

@@ -161,7 +161,7 @@ def test_collect_reads_finished_runs_and_skips_the_others(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"rows": [', "[]", "{}", '{"rows": [3]}', '{"rows": [{"valeu": 1}]}', '{"rows": [{"seed": "x"}]}'],
+    ['{"rows": [', "[]", '{"rows": [3]}', '{"rows": [{"valeu": 1}]}', '{"rows": [{"seed": "x"}]}'],
 )
 def test_collect_names_the_broken_file(tmp_path, text):
     write_summary(tmp_path / "good", [row(value=0.5)])

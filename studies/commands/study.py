@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.errors import DataError
 from studies import display
 from studies.runner import failures_of, folder_of, run_study, state_of
 from studies.spec import Study, read_study
@@ -36,7 +37,11 @@ def run_and_report(study: Study, runs_dir: Path) -> None:
         StudyIncompleteError: Cells failed; the others are done.
     """
     failures = run_study(study, runs_dir)
-    report(study, runs_dir)
+    try:
+        report(study, runs_dir)
+    except DataError:
+        if not failures:  # otherwise there may be nothing to report, and the failures say why
+            raise
     if failures:
         lines = [f"  {failure.cell}: {failure.reason}" for failure in failures[:8]]
         more = [f"  ... ({len(failures) - 8} more)"] if len(failures) > 8 else []
