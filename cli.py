@@ -48,9 +48,9 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"  valid: {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    # Threads that wait by spinning take the cores from loader workers and other jobs: with one of two cores busy a step
-    # took 38 times as long (docs/performance.md). Has to be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that spin for long take the cores from loader workers and other jobs; docs/performance.md has the
+    # figures. It counts only if it is set before torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         importlib.import_module(COMMANDS[words[0]][0]).run(words)
     except BrokenPipeError:
