@@ -15,7 +15,7 @@ from studies import display
 from studies.atomic import write_text
 from studies.failures import exit_code
 from studies.runs import RunFolder
-from studies.spec import Cell, Study, merge
+from studies.spec import Cell, Study, StudyError, merge
 
 State = Literal["finished", "failed", "waiting"]
 Execute = Callable[[Sequence[str], Cell], None]
@@ -54,6 +54,7 @@ def run_study(study: Study, runs_dir: Path, execute: Execute | None = None) -> l
         The cells that failed, or could not start because their weights failed.
     """
     execute = execute or execute_here
+    refuse_processes(study)
     failures: dict[str, Failure] = {}
     waiting = [cell for cell in study.cells if state_of(folder_of(study, cell, runs_dir)) != "finished"]
     display.say(f"{study.name}: {len(study.cells)} cells, {len(study.cells) - len(waiting)} finished already")
@@ -68,6 +69,18 @@ def run_study(study: Study, runs_dir: Path, execute: Execute | None = None) -> l
                     failures[cell.name] = failure
             progress.done(cell.kind, failed=cell.name in failures)
     return list(failures.values())
+
+
+def refuse_processes(study: Study) -> None:
+    """Raise a StudyError where a cell would start processes of its own: they would start the study again."""
+    for cell in study.cells:
+        strategy = str(cell.config.get("trainer", {}).get("strategy") or "auto")
+        if strategy.startswith(("ddp", "fsdp", "deepspeed")):
+            raise StudyError(
+                f"a study runs its cells in one process, not by strategy {strategy}",
+                where=f"{study.path}, {cell.name}",
+                hint="use configs/trainer/cpu.yaml or gpu.yaml, or `fit` for a single run on several devices",
+            )
 
 
 def run_cell(study: Study, cell: Cell, runs_dir: Path, execute: Execute) -> Failure | None:

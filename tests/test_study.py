@@ -207,3 +207,10 @@ def test_a_mistake_in_a_cell_is_the_reason_of_its_failure(write, run_cli, tmp_pa
     assert "btch_size" in err
     _, out, _ = run_cli("study", "status", path, "--runs_dir", runs)
     assert "did you mean batch_size" in out
+
+
+def test_a_study_refuses_strategies_that_start_processes(write, run_cli, tmp_path):
+    path = write(config={"trainer": {"strategy": "ddp", "devices": 2}})
+    code, _, err = run_cli("study", "run", path, "--runs_dir", tmp_path / "runs")
+    assert code == 2
+    assert "not by strategy ddp" in err
