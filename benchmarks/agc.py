@@ -69,6 +69,7 @@ def random_gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
 
 
 def main() -> None:
+    """Measure the sides in turn and print medians, ratios, operations and differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="resnetv2_50x1_bit")
     parser.add_argument("--rounds", type=int, default=9)

@@ -51,6 +51,7 @@ def paint(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 
 def write_photos(folder: Path, count: int) -> list[str]:
+    """Write photo-like JPEG files."""
     paths = [folder / f"{number}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
         Image.fromarray(paint(375, 500, number)).save(path, quality=90)
@@ -58,6 +59,7 @@ def write_photos(folder: Path, count: int) -> list[str]:
 
 
 def write_radiographs(folder: Path, count: int) -> list[str]:
+    """Write radiograph-like PNG files."""
     paths = [folder / f"{number}.png" for number in range(count)]
     for number, path in enumerate(paths):
         Image.fromarray(paint(1024, 1024, number)[..., 0]).save(path)
@@ -65,6 +67,7 @@ def write_radiographs(folder: Path, count: int) -> list[str]:
 
 
 def torchvision_float() -> Pipeline:
+    """PIL and torchvision's float recipe."""
     recipe = tv.Compose(
         [
             tv.RandomResizedCrop(SIZE, antialias=True),
@@ -77,6 +80,7 @@ def torchvision_float() -> Pipeline:
 
 
 def ours(mode: Mode, policy: str, *, train: bool) -> Pipeline:
+    """Our decoding, crop and uint8 batch."""
     transform = create_transform(policy, SIZE, train=train)
 
     def load(paths: Sequence[str]) -> torch.Tensor:
@@ -100,6 +104,7 @@ def cherti2022_loader(paths: Sequence[str]) -> torch.Tensor:
 
 
 def images_per_second(load: Pipeline, paths: Sequence[str]) -> float:
+    """Images a second of one pass."""
     start = time.perf_counter()
     for first in range(0, len(paths), BATCH):
         load(paths[first : first + BATCH])
@@ -107,6 +112,7 @@ def images_per_second(load: Pipeline, paths: Sequence[str]) -> float:
 
 
 def compare(title: str, theirs: Pipeline, mine: Pipeline, paths: Sequence[str], rounds: int) -> None:
+    """Run two sides in turn and print their ratio."""
     for load in (theirs, mine):  # warm the file cache and the imports
         load(paths[:BATCH])
     pairs = []

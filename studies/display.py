@@ -87,7 +87,7 @@ class CellsProgress:
         self._seconds.setdefault(kind, []).append(time.monotonic() - self._begun)
         failures = f", {self._failed} failed" if self._failed else ""
         left = self._time_left()
-        self._progress.update(self._task, advance=1, failures=failures, left=left)
+        self._progress.update(self._task, advance=1, failures=failures, left=left.removeprefix(", "))
         task = self._progress.tasks[self._task]
         if not console.is_terminal:
             line = f"{task.completed:.0f}/{task.total:.0f}{failures}{left}: {task.fields['cell']}"
