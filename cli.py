@@ -14,17 +14,16 @@ from studies.failures import describe_exception, exit_code
 COMMANDS = {
     "fit": ("studies.commands.single", "train, from scratch or from weights:  fit --config FILE ..."),
     "validate": ("studies.commands.single", "evaluate the validation images:      validate --run RUN"),
-    "test": ("studies.commands.single", "evaluate the test images:            test --run RUN"),
+    "test": ("studies.commands.single", "evaluate the test images:            test --run RUN [--data DATA]"),
     "predict": (
         "studies.commands.predict",
         "predict files without labels:        predict --run RUN --input FOLDER",
     ),
     "study": ("studies.commands.study", "run or show a whole study:           study run|status|report FILE"),
     "list": ("studies.commands.listing", "what there is:                       list datasets|models"),
-    "check": (
-        "studies.commands.check",
-        "decode every image of a data set:    check DATA",
-    ),
+    "check": ("studies.commands.check", "decode every image of a data set:    check DATA"),
+    "describe": ("studies.commands.describe", "table 1 and the exclusion flow:      describe DATA"),
+    "audit": ("studies.commands.audit", "leaks, copies and confounds:         audit DATA [DATA]"),
 }
 USAGE = "usage: python cli.py COMMAND ...\n\n{}\n\nMore: python cli.py COMMAND --help, README.md"
 

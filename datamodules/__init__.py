@@ -13,7 +13,14 @@ _EXPORTS = {
     "Synthetic": "synthetic",
     "CIFAR10": "natural.cifar",
     "CIFAR100": "natural.cifar",
+    "CheXpert": "chest_xray.chexpert",
+    "MIMICCXR": "chest_xray.mimic",
     "NIHChestXray14": "chest_xray.nih",
+    "PadChest": "chest_xray.padchest",
+    "PadChestCl": "chest_xray.padchest",
+    "COVIDxCXR": "chest_xray.covidx",
+    "Tuberculosis": "chest_xray.tuberculosis",
+    "ChestXrayMixture": "chest_xray.mixture",
 }
 __all__ = list(_EXPORTS)
 

@@ -55,6 +55,37 @@ def assign_splits(table: Table, dataset: str, settings: SplitSettings) -> tuple[
     return table.with_split(codes), policy
 
 
+def assign_by_image(table: Table, settings: SplitSettings, key: str, strata: np.ndarray | None = None) -> Table:
+    """Split by image, as paper A does: a patient's images may fall on both sides. For reproduction only.
+
+    Official test images stay. Otherwise the first `test_fraction` of the images of each stratum, in the order of a hash
+    of their paths, are the test set, and likewise `val_fraction` of the training images are for validation.
+
+    Args:
+        table: Rows with their official splits.
+        settings: Fractions and the seed of validation.
+        key: Data set's name, key of the hash.
+        strata: int64 (N,) such as the site; default: one stratum.
+    """
+    codes = np.array(table.split.codes)
+    strata = np.zeros(len(table), dtype=np.int64) if strata is None else strata
+    if not (codes == TEST).any():
+        codes[:] = np.where(codes, codes, 0 if codes.any() else TRAIN)
+        codes[_first_share(table, codes == TRAIN, strata, settings.test_fraction, f"test by image {key}")] = TEST
+    if settings.val_fraction and not (codes == VALIDATION).any():
+        validation = f"validation by image {key} {settings.seed}"
+        codes[_first_share(table, codes == TRAIN, strata, settings.val_fraction, validation)] = VALIDATION
+    return table.with_split(codes)
+
+
+def _first_share(table: Table, among: np.ndarray, strata: np.ndarray, share: float, key: str) -> np.ndarray:
+    """Rows of the first `share` of the images of each stratum, by a hash of their paths."""
+    rows = np.flatnonzero(among)
+    ranks = splits.rank_within(strata[rows], splits.hash_ids(table.paths[rows], key))
+    sizes = np.bincount(strata[rows])
+    return np.asarray(rows[ranks < np.rint(sizes * share).astype(np.int64)[strata[rows]]])
+
+
 def _fold_codes(table: Table, codes: np.ndarray, settings: SplitSettings) -> np.ndarray:
     rows = np.flatnonzero((codes != TEST) & (codes != 0)) if codes.any() else np.arange(len(codes))
     folded = np.zeros(len(codes), dtype=np.int8)

@@ -1,28 +1,27 @@
 """The base of every data set: table → splits → few-shot draw → stream of uint8 batches."""
 
 import os
-from abc import ABC, abstractmethod
+import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import torch
-from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader
 
 from datamodules import few_shot, io, splits
+from datamodules.alignment import align_labels
+from datamodules.arguments import check_arguments
 from datamodules.assignment import FoldBy, SplitSettings, assign_splits
-from datamodules.dataset import BatchDataset, keep_batch
 from datamodules.errors import DataError, closest
+from datamodules.exclusions import Exclusion, exclusion_flow, unlabelled, usable_rows
 from datamodules.files import check_files
-from datamodules.samplers import EvaluationSampler, StreamSampler, balance_weights, divide_batch
-from datamodules.table import SPLITS, Table
+from datamodules.streaming import StreamingDataModule
+from datamodules.table import SPLITS, ImageNames, Table
 from datamodules.transforms import create_transform
 
 Task = Literal["multiclass", "binary", "multilabel"]
-EVALUATION_BATCH = 256  # images of an evaluation batch at least: without gradients more of them fit than in training
 
 
 @lru_cache(maxsize=1)
@@ -31,18 +30,7 @@ def shared_cache(max_bytes: int) -> io.ImageCache:
     return io.ImageCache(max_bytes)
 
 
-class StreamLoader(DataLoader[Any]):
-    """A loader whose position is derived from the trainer's progress, so there is nothing to save for a resume."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the sampler starts where the trainer's count of batches says."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore; see `state_dict`."""
-
-
-class BaseDataModule(LightningDataModule, ABC):
+class BaseDataModule(StreamingDataModule):
     """What all data sets share. A subclass states facts and implements `load_table` (and `read_images` if not files).
 
     Args:
@@ -65,6 +53,11 @@ class BaseDataModule(LightningDataModule, ABC):
         fold_by: What a fold holds together: group (patients), site (each site a fold) or date (chronological).
         balance: Draw training images so that every class has the same share (weights from the table).
         labels: Restrict a multi-label set to these labels, in this order.
+        outputs: Arrange the labels as these outputs of a trained model, by canonical name; an output that the set does
+            not annotate is unknown. For evaluation without training.
+        leaks: Patients in several splits, and test images that the source of the weights has seen: stop, or record them
+            and go on with marked result rows.
+        missing_images: Rows whose image file is not there: an error, or drop them with a counted warning.
         seed: Seed of the stream; default the run's seed.
         cache_gb: Keep decoded images in memory up to this many GB per process (0: none).
     """
@@ -72,6 +65,8 @@ class BaseDataModule(LightningDataModule, ABC):
     name: str
     """Data set's name: its default folder, the key of its hashed splits, its name in results."""
     channels: ClassVar[Literal[1, 3]] = 3
+    window: tuple[float, float] | None = None
+    """Intensities that become black and white in images deeper than 8 bits; None where a set has none such."""
     task: Task
     class_names: list[str]
 
@@ -97,6 +92,9 @@ class BaseDataModule(LightningDataModule, ABC):
         fold_by: FoldBy = "group",
         balance: bool = False,
         labels: list[str] | None = None,
+        outputs: list[str] | None = None,
+        leaks: Literal["stop", "record"] = "stop",
+        missing_images: Literal["error", "drop"] = "error",
         seed: int | None = None,
         cache_gb: float = 0.0,
     ) -> None:
@@ -117,9 +115,11 @@ class BaseDataModule(LightningDataModule, ABC):
         self.one_per_group = one_per_group
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
         self.folds, self.fold, self.fold_by = folds, fold, fold_by
-        self.balance, self.labels, self.seed = balance, labels, seed
+        self.balance, self.labels, self.outputs, self.seed = balance, labels, outputs, seed
+        self.leaks, self.missing_images = leaks, missing_images
         self.cache = shared_cache(int(cache_gb * 1e9))
-        self._check_arguments()
+        check_arguments(vars(self))
+        create_transform(transform, image_size, train=False)
         self._rows: dict[str, np.ndarray] = {}
         if hasattr(self, "class_names"):  # fixed by the class; otherwise the subclass finds them and calls this
             self.restrict_labels()
@@ -130,23 +130,54 @@ class BaseDataModule(LightningDataModule, ABC):
     def load_table(self) -> Table:
         """Read the metadata: all rows of the source in its order, official splits ("" where there are none)."""
 
-    def eligible(self, table: Table) -> np.ndarray:
-        """Rows that may be used at all, bool (N,): for example the chosen views. Default: all."""
-        return np.ones(len(table), dtype=bool)
+    def resolve_labels(self, table: Table) -> Table:
+        """Turn what `load_table` gave as labels into what training and evaluation use, splits known. Default: as is."""
+        return table
+
+    def exclusions(self, table: Table) -> dict[str, np.ndarray]:
+        """Rows that are not used, bool (N,), by their reason in words, in order: other views, say. Default: none."""
+        return {}
+
+    @property
+    def label_policy(self) -> str | None:
+        """How labels were read where there is a choice, for result rows."""
+        return None
 
     def read_images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
         """Read images by table row, uint8 (H, W, C); from files under `root` by default."""
-        paths = self.read_table().paths
+        paths = self.raw_table.paths
         return [self.read_file(self.root / paths[row]) for row in rows]
 
     def read_file(self, path: Path) -> np.ndarray:
         """Decode one image file with this data set's number of channels, through the cache."""
         mode: Literal["grey", "rgb"] = "grey" if self.channels == 1 else "rgb"
-        return self.cache.get(f"{mode}:{path}", lambda _: io.read_image(path, mode=mode))
+        key = f"{mode}:{self.window}:{path}"
+        return self.cache.get(key, lambda _: io.read_image(path, mode=mode, window=self.window))
 
-    def missing_files(self, table: Table) -> list[int]:
-        """Rows whose image is not in its directory's listing."""
-        return check_files(self.root, table.paths)
+    @property
+    def release(self) -> str:
+        """Name of the release that images and patients belong to; variants of one release share it."""
+        return self.name
+
+    def image_names(self, rows: np.ndarray) -> ImageNames:
+        """What each of `rows` (int64) is called: data set, image and group; a run records its training images so."""
+        table = self.raw_table
+        return ImageNames(
+            np.full(len(rows), self.release, dtype=object),
+            np.asarray(table.paths[rows], dtype=object),
+            np.asarray(table.groups[rows], dtype=object),
+        )
+
+    content_hashed: ClassVar[bool] = True
+    """Whether an image's content tells more than its name; rendered images are what their names say."""
+
+    def image_files(self, rows: np.ndarray) -> list[Path | None]:
+        """The file of each of `rows` (int64); None for images that are no files of their own."""
+        return [self.root / path for path in self.raw_table.paths[rows]]
+
+    def missing_files(self, table: Table, rows: np.ndarray) -> np.ndarray:
+        """Those of `rows` (int64) whose image is not in its directory's listing."""
+        return np.asarray(rows[check_files(self.root, table.paths[rows])])
 
     # The table and its splits ------------------------------------------------------------------------------------
 
@@ -166,46 +197,98 @@ class BaseDataModule(LightningDataModule, ABC):
         return self._table
 
     @cached_property
+    def raw_table(self) -> Table:
+        """The table as `load_table` gives it, read once."""
+        return self.load_table()
+
+    @cached_property
     def _table(self) -> Table:
-        table = self.load_table()
+        table, self._split_policy = self.assigned_table(
+            SplitSettings(
+                val_fraction=self.val_fraction,
+                test_fraction=self.test_fraction,
+                seed=self.split_seed,
+                folds=self.folds,
+                fold=self.fold,
+                fold_by=self.fold_by,
+            )
+        )
         if self._label_columns is not None:
             table = table.with_labels(self._label_columns)
-        wanted = SplitSettings(
-            val_fraction=self.val_fraction,
-            test_fraction=self.test_fraction,
-            seed=self.split_seed,
-            folds=self.folds,
-            fold=self.fold,
-            fold_by=self.fold_by,
-        )
-        table, self._split_policy = assign_splits(table, self.name, wanted)
+        if self.outputs is not None:
+            table = table.relabelled(align_labels(table.labels, self.own_class_names, self.outputs))
         return table
+
+    def assigned_table(self, settings: SplitSettings) -> tuple[Table, str]:
+        """Load the table, give every row its split, and resolve its labels: (table, split policy in words)."""
+        table, policy = self.assign(self.raw_table, settings)
+        return self.resolve_labels(table), policy
+
+    def assign(self, table: Table, settings: SplitSettings) -> tuple[Table, str]:
+        """Give every row its split: (table, policy in words)."""
+        return assign_splits(table, self.release, settings)
 
     # Lightning's hooks -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
         """Check the table against the files, guard the splits, and draw the training set."""
-        if self.trainer is not None and stage == "fit":
-            self._share_batch()
+        if stage == "fit":
+            self.share_batch()
         if self._rows:
             return
         table = self.read_table()
-        splits.check_disjoint(table.groups, table.split)
-        usable = self.eligible(table) & labelled(table.labels)
+        self.excluded = self.exclusion_steps(table)
+        usable = usable_rows(table, self.excluded)
+        self._guard_groups(table, usable)
         rows = {name: part[usable[part]] for name in SPLITS[1:] for part in [table.rows(name)]}
-        if not len(rows["train"]):
-            raise DataError(f"{self.name} has no training images", where=str(table.source or self.root))
-        missing = self.missing_files(table)
-        if missing:
+        if not len(rows["train"]) and self.outputs is None:
+            gone = "; ".join(f"{len(step.rows)}: {step.reason}" for step in self.excluded)
             raise DataError(
-                f"{len(missing)} images of {self.name} are missing, the first is {table.paths[missing[0]]}",
-                where=f"{table.where(missing[0])}; looked in {self.root}",
-                hint="complete the download, or remove these rows from the table",
+                f"{self.name} has no training images",
+                where=str(table.source or self.root),
+                hint=f"{len(table)} rows, of which left out are {gone}" if gone else None,
             )
-        rows["train"] = rows["train"][self._draw(table, rows["train"])]
+        if self.outputs is None:
+            rows["train"] = rows["train"][self.draw(table, rows["train"])]
         self._rows = rows
 
-    def _draw(self, table: Table, train: np.ndarray) -> np.ndarray:
+    def exclusion_steps(self, table: Table) -> list[Exclusion]:
+        """The steps by which rows leave: the set's own reasons, no label, no image file.
+
+        Raises:
+            DataError: Image files are missing, unless `missing_images: drop` leaves them out with a warning.
+        """
+        reasons = {**self.exclusions(table), "no label": unlabelled(table.labels)}
+        steps = exclusion_flow(reasons)
+        missing = self.missing_files(table, np.flatnonzero(usable_rows(table, steps)))
+        if not len(missing):
+            return steps
+        problem = f"{len(missing)} images of {self.name} are missing, the first is {table.paths[missing[0]]}"
+        if self.missing_images == "error":
+            raise DataError(
+                problem,
+                where=f"{table.where(missing[0])}; looked in {self.root}",
+                hint="complete the download, or leave these rows out with --data.missing_images drop",
+            )
+        warnings.warn(f"{problem}; these rows are left out", stacklevel=2)
+        return [*steps, Exclusion("no image file", missing)]
+
+    def _guard_groups(self, table: Table, usable: np.ndarray) -> None:
+        """Stop where a patient is in several splits, or note it in `group_leak`."""
+        groups, split = table.groups[usable], table.split[usable]
+        if self.leaks == "stop" and not self.leaky_by_choice:
+            splits.check_disjoint(groups, split, f"splits of {self.name} ({self.split_policy})")
+        crossing = splits.crossing_groups(groups, split) if self.leaks == "record" or self.leaky_by_choice else []
+        self.group_leak = f"LEAK: {len(crossing)} patients in several splits" if crossing else ""
+        if crossing:
+            warnings.warn(f"{self.name}: {self.group_leak}, such as {crossing[0]}; result rows say so", stacklevel=2)
+
+    @property
+    def leaky_by_choice(self) -> bool:
+        """Whether the chosen split is known to put a patient's images on both sides."""
+        return False
+
+    def draw(self, table: Table, train: np.ndarray) -> np.ndarray:
         """Positions within `train` of the images to train on: shots, num_images, fraction or all."""
         labels, groups = table.labels[train], table.groups[train]
         if self.shots is not None and self.shots != "full":
@@ -227,84 +310,13 @@ class BaseDataModule(LightningDataModule, ABC):
             )
         return np.arange(len(train))
 
-    def _share_batch(self) -> None:
-        """Divide the global batch over devices and accumulation steps, and tell the trainer."""
-        trainer = self.trainer
-        assert trainer is not None
-        _, accumulate = divide_batch(self.batch_size, trainer.world_size, self.max_batch_per_device)
-        if trainer.accumulate_grad_batches not in (1, accumulate):
-            raise DataError(
-                f"trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} contradicts the global batch_size",
-                where="trainer.accumulate_grad_batches",
-                hint="leave it at 1 and set data.max_batch_per_device",
-            )
-        trainer.accumulate_grad_batches = accumulate
-
     def rows(self, split: str) -> np.ndarray:
         """Table rows in use for a split after `setup`, int64: draws and exclusions applied."""
         if not self._rows:
             self.setup()
         return self._rows[split]
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Global batches, that is optimizer steps, of one epoch of the data."""
-        return max(1, len(self.rows("train")) // self.batch_size)
-
-    def train_dataloader(self) -> StreamLoader:
-        """The stream: uint8 batches in an order that depends on seed and position alone."""
-        trainer = self.trainer
-        world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
-        _, accumulate = divide_batch(self.batch_size, world, self.max_batch_per_device)
-        rows = self.rows("train")
-        sampler = StreamSampler(
-            rows,
-            self.batch_size,
-            self.stream_seed,
-            rank=rank,
-            world=world,
-            accumulate=accumulate,
-            total_steps=trainer.max_steps if trainer is not None and trainer.max_steps > 0 else None,
-            weights=balance_weights(self.read_table().labels[rows]) if self.balance else None,
-            position=(lambda: trainer.fit_loop.epoch_loop.batch_progress.total.ready) if trainer is not None else None,
-        )
-        return self._loader(sampler, train=True)
-
-    def val_dataloader(self) -> StreamLoader:
-        """Validation images, every one once."""
-        return self.evaluation_dataloader(self.rows("validation"))
-
-    def test_dataloader(self) -> StreamLoader:
-        """Test images, every one once."""
-        return self.evaluation_dataloader(self.rows("test"))
-
-    def evaluation_dataloader(self, rows: np.ndarray) -> StreamLoader:
-        """Any rows of the table with the evaluation transform, every one once over all ranks."""
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-        size = self.max_batch_per_device or max(self.batch_size // world, EVALUATION_BATCH)
-        return self._loader(EvaluationSampler(rows, size, rank=rank, world=world), train=False)
-
-    def _loader(self, sampler: StreamSampler | EvaluationSampler, *, train: bool) -> StreamLoader:
-        dataset = BatchDataset(
-            self.read_images,
-            create_transform(self.transform, self.image_size, train=train),
-            self.read_table().labels,
-        )
-        return StreamLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=keep_batch,  # type: ignore[arg-type]
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=train and self.num_workers > 0,
-        )
-
     # Arguments ---------------------------------------------------------------------------------------------------
-
-    @property
-    def stream_seed(self) -> int:
-        """Seed of the stream: `seed`, else the run's (`seed_everything`), else 0."""
-        return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     @cached_property
     def _label_columns(self) -> list[int] | None:
@@ -328,39 +340,12 @@ class BaseDataModule(LightningDataModule, ABC):
         return [full.index(label) for label in self.labels]
 
     def restrict_labels(self) -> None:
-        """Apply `labels` to the names; a multi-label subclass calls it once its `class_names` are known."""
+        """Apply `labels` or `outputs` to the names; a subclass that finds its `class_names` late calls it itself."""
+        self.own_class_names = list(self.class_names)
         columns = self._label_columns
         if columns is not None:
             self.class_names = [self.class_names[column] for column in columns]
-
-    def _check_arguments(self) -> None:
-        draws = {"shots": self.shots, "num_images": self.num_images, "fraction": self.fraction}
-        given = [name for name, value in draws.items() if value is not None]
-        if len(given) > 1:
-            raise DataError(
-                f"{' and '.join(given)} exclude each other", where="data.init_args", hint="give one of them"
-            )
-        checks: list[tuple[str, Any, bool, str]] = [
-            ("batch_size", self.batch_size, self.batch_size >= 1, "1 or more"),
-            ("num_workers", self.num_workers, self.num_workers >= 0, "0 or more"),
-            ("image_size", self.image_size, self.image_size >= 8, "8 pixels or more"),
-            (
-                "shots",
-                self.shots,
-                self.shots in (None, "full") or int(self.shots) >= 1,
-                '1 or more, or "full"',
-            ),
-            ("val_fraction", self.val_fraction, 0 <= self.val_fraction < 1, "0 ≤ val_fraction < 1"),
-            ("test_fraction", self.test_fraction, 0 < self.test_fraction < 1, "0 < test_fraction < 1"),
-            ("folds", self.folds, self.folds is None or self.folds >= 2, "2 or more"),
-            ("fold", self.fold, 0 <= self.fold < (self.folds or 1), f"0 to {(self.folds or 1) - 1}"),
-        ]
-        for key, value, fine, valid in checks:
-            if not fine:
-                raise DataError(f"{key}: {value} is out of range", where=f"data.init_args.{key}", valid=valid)
-        create_transform(self.transform, self.image_size, train=False)
-
-
-def labelled(labels: np.ndarray) -> np.ndarray:
-    """Rows with a label, bool (N,): not −1, or at least one known cell."""
-    return labels >= 0 if labels.ndim == 1 else ~np.isnan(labels).all(axis=1)
+        elif self.outputs is not None:
+            self.class_names = list(self.outputs)
+            if self.task != "multiclass":
+                self.task = "binary" if len(self.outputs) == 1 else "multilabel"

@@ -6,10 +6,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from datamodules import readers
+from datamodules import dicom, readers
+from datamodules.arguments import checked_window
 from datamodules.base import BaseDataModule, Task
 from datamodules.errors import DataError, closest
-from datamodules.table import METADATA, Table, split_column, strings
+from datamodules.metadata import metadata_column
+from datamodules.table import METADATA, Origin, Table, split_column, strings
 
 ROLES = ("path", "label", "group", "split", *METADATA)
 
@@ -21,6 +23,9 @@ class ImageTable(BaseDataModule):
     `columns` says which column is what. One label column holds class names (multi-class) or 0 / 1 (`task: binary`); a
     list of columns holds 1, 0 or blank = unknown for each label (multi-label).
 
+    DICOM files (.dcm, .dicom) say more themselves: the roles group (PatientID), sex, age, view, scanner and date that
+    `columns` does not map come from their tags. Set `mode: grey` for them.
+
     Args:
         table: CSV or Parquet file, relative to `root`; None for a folder tree.
         columns: Column of each role: path, label (one name, or a list), and optionally group (the patient), split, sex,
@@ -29,6 +34,7 @@ class ImageTable(BaseDataModule):
             label columns.
         task: multiclass, binary or multilabel; default: multilabel for a list of columns, otherwise multiclass.
         mode: rgb, or grey for one channel.
+        window: Intensities that become black and white in images deeper than 8 bits; of a DICOM file default its own.
         dataset_name: Name in results, key of the hashed test split, and default folder in `$FARSHOT_DATA`; default: the
             name of `root`.
         **kwargs: Arguments shared by all data sets.
@@ -44,11 +50,13 @@ class ImageTable(BaseDataModule):
         class_names: list[str] | None = None,
         task: Task | None = None,
         mode: Literal["rgb", "grey"] = "rgb",
+        window: tuple[float, float] | None = None,
         dataset_name: str | None = None,
         **kwargs: Any,
     ) -> None:
         if dataset_name is not None:
             self.name = dataset_name
+        self.window = checked_window(window) if window is not None else None
         super().__init__(**kwargs)
         readers.require_folder(self.root, dataset_name or type(self).__name__)
         self.name = dataset_name or self.root.resolve().name  # type: ignore[misc]
@@ -131,7 +139,9 @@ class ImageTable(BaseDataModule):
             )
         if self.task == "binary":
             labels = labels[:, None].astype(np.float32)
-        return Table(strings(paths), labels, strings(paths), split_column(split))
+        tags = dicom.columns(self.root, paths)
+        groups = tags.pop("group", paths)
+        return Table(strings(paths), labels, strings(groups), split_column(split), tags)
 
     def _load_file(self, path: Path) -> Table:
         roles = {role: _names(column) for role, column in self.columns.items()}
@@ -149,7 +159,8 @@ class ImageTable(BaseDataModule):
         split = np.full(len(frame), "", dtype=object)
         if "split" in roles:
             split = self._read_split(frame[roles["split"][0]], path)
-        groups = images
+        tags = dicom.columns(self.root, images.tolist(), mapped=roles)
+        groups = tags.pop("group", images)
         if "group" in roles:
             groups = frame[roles["group"][0]].astype(str)
             empty = np.flatnonzero((groups.str.strip() == "").to_numpy())
@@ -160,8 +171,9 @@ class ImageTable(BaseDataModule):
             labels=self._read_labels(frame[roles["label"]], str(path)),
             groups=strings(groups),
             split=split_column(split),
-            metadata={role: frame[names[0]].to_numpy() for role, names in roles.items() if role in METADATA},
-            source=path,
+            metadata=tags
+            | {role: metadata_column(role, frame[names[0]]) for role, names in roles.items() if role in METADATA},
+            origins=(Origin(path),),
         )
 
     def _read_labels(self, cells: pd.DataFrame, where: str) -> np.ndarray:

@@ -19,7 +19,11 @@ from datamodules.errors import DataError, UnreadableImageError
 Image = NDArray[np.uint8]
 Mode = Literal["rgb", "grey", "unchanged"]
 
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+DICOM_EXTENSIONS = frozenset({".dcm", ".dicom"})
+IMAGE_EXTENSIONS = DICOM_EXTENSIONS | {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+RESTORE = "copy or download the file again, or take its row out of the table"
+"""Next step where a file is damaged."""
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -47,11 +51,11 @@ def read_image(path: str | Path, *, mode: Mode, window: tuple[float, float] | No
     refuses to decode part of a picture. Decoding is serial within a process: use processes, not threads.
 
     Args:
-        path: A JPEG, PNG, WebP, BMP, TIFF or PNM file.
+        path: A JPEG, PNG, WebP, BMP, TIFF or PNM file; or a DICOM file, by its extension .dcm or .dicom.
         mode: `rgb` gives 3 channels (grey is repeated), `grey` 1 channel (luma of a colour image),
-            `unchanged` 1 channel for a grey file and 3 for any other.
+            `unchanged` 1 channel for a grey file and 3 for any other. DICOM is always grey.
         window: Intensities (low, high) that become 0 and 255, by `window_to_uint8`; only files deeper than
-            8 bits are changed.
+            8 bits are changed, and DICOM, where it overrides the file's own (see `dicom.read_dicom`).
 
     Returns:
         uint8, (H, W, 3) in RGB order or (H, W, 1).
@@ -60,6 +64,11 @@ def read_image(path: str | Path, *, mode: Mode, window: tuple[float, float] | No
         UnreadableImageError: The file is missing, empty, truncated or not an image.
         DataError: It is deeper than 8 bits and there is no `window`.
     """
+    if is_dicom(path):
+        from datamodules.dicom import read_dicom
+
+        image = read_dicom(path, window=window)
+        return np.repeat(image, 3, axis=2) if mode == "rgb" else image
     try:
         # numpy's own file reader costs 10 µs more per small file.
         with open(path, "rb", buffering=0) as file:
@@ -73,10 +82,15 @@ def read_image(path: str | Path, *, mode: Mode, window: tuple[float, float] | No
     return decode_image(data, mode=mode, window=window, name=str(path))
 
 
+def is_dicom(path: str | Path) -> bool:
+    """Tell by the extension whether a file is DICOM; no file is opened."""
+    return os.path.splitext(path)[1].lower() in DICOM_EXTENSIONS
+
+
 def decode_image(data: bytes, *, mode: Mode, window: tuple[float, float] | None = None, name: str = "bytes") -> Image:
     """Decode the bytes of an image file; `name` stands for it in errors. Otherwise as `read_image`."""
     if not data:
-        raise UnreadableImageError("An image file is empty (0 bytes).", where=name, hint=_RESTORE)
+        raise UnreadableImageError("An image file is empty (0 bytes).", where=name, hint=RESTORE)
     image = _decode_with_opencv(data, mode, name) if _has_its_end(data) else None
     if image is None:
         image = _decode_with_pillow(data, mode, name)
@@ -183,9 +197,6 @@ class ImageCache:
         return image
 
 
-_RESTORE = "copy or download the file again, or take its row out of the table"
-
-
 @functools.cache
 def _opencv() -> ModuleType:
     """Import OpenCV on first use: one thread (the workers are the parallelism) and no log of its own."""
@@ -213,7 +224,7 @@ def _decode_with_opencv(data: bytes, mode: Mode, name: str) -> NDArray[Any] | No
     if image is None:
         return None
     if b"remature end" in noise and _has_blank_edge(image):
-        raise UnreadableImageError("An image's data ends early: part is missing.", where=name, hint=_RESTORE)
+        raise UnreadableImageError("An image's data ends early: part is missing.", where=name, hint=RESTORE)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if image.ndim == 3 else image
 
 
@@ -269,7 +280,8 @@ def _decode_with_pillow(data: bytes, mode: Mode, name: str) -> NDArray[Any]:
             return np.array(image.convert("L" if grey else "RGB"))
     except UnidentifiedImageError as error:
         problem = f"A file is not an image that OpenCV or Pillow can decode; it begins with {data[:24]!r}."
-        raise UnreadableImageError(problem, where=name, hint=_RESTORE) from error
+        hint = "name DICOM files .dcm" if data[128:132] == b"DICM" else RESTORE
+        raise UnreadableImageError(problem, where=name, hint=hint) from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
         problem = f"An image is truncated or damaged: {error}."
-        raise UnreadableImageError(problem, where=name, hint=_RESTORE) from error
+        raise UnreadableImageError(problem, where=name, hint=RESTORE) from error

@@ -1,8 +1,13 @@
 """Reads metadata: folder trees, CSV and Parquet files, label columns. Never opens an image."""
 
+import csv
+import gzip
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -97,8 +102,13 @@ def read_tree(root: Path, class_names: Sequence[str]) -> tuple[list[str], np.nda
 def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read a CSV (also gzipped) or Parquet file; CSV cells stay text, blanks become "".
 
+    Args:
+        path: The file. pyarrow reads CSV: two to four times as fast as pandas, and it names the line of a row that has
+            too few or too many fields, such as the last one of a truncated file.
+        columns: Columns to read; the others are not even converted. Default: all.
+
     Raises:
-        DataError: Missing or broken file, or a missing column (with the nearest match).
+        DataError: Missing, broken or truncated file, or a missing column (with the nearest match).
     """
     if not path.is_file():
         near = closest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
@@ -108,10 +118,7 @@ def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
             hint="paths are relative to root",
         )
     try:
-        if path.suffix == ".parquet":
-            present = header(path)
-        else:
-            present = [str(name) for name in pd.read_csv(path, nrows=0, dtype=str).columns]
+        present = header(path)
         for column in columns or []:
             if column not in present:
                 near = closest(column, present)
@@ -122,7 +129,7 @@ def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
                 )
         if path.suffix == ".parquet":
             return pd.read_parquet(path, columns=list(columns) if columns else None)
-        return pd.read_csv(path, usecols=list(columns) if columns else None, dtype=str, keep_default_na=False)
+        return _read_csv(path, present, columns)
     except DataError:
         raise
     except Exception as error:
@@ -132,10 +139,59 @@ def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
 
 
 def header(path: Path) -> list[str]:
-    """Column names of a Parquet file, from its footer."""
-    import pyarrow.parquet as pq
+    """Column names: of a Parquet file from its footer, of a CSV from its first line."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
 
-    return list(pq.read_schema(path).names)
+        return list(pq.read_schema(path).names)
+    with _open_text(path) as file:
+        return next(csv.reader(file), [])
+
+
+def _open_text(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _read_csv(path: Path, present: Sequence[str], columns: Sequence[str] | None) -> pd.DataFrame:
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    doubled = [name for name, count in Counter(present).items() if count > 1]
+    if doubled:
+        raise DataError(f"column {doubled[0]!r} stands twice in the header", where=f"{path}, line 1")
+
+    def read(threads: bool) -> pd.DataFrame:
+        table = arrow_csv.read_csv(
+            path,
+            read_options=arrow_csv.ReadOptions(use_threads=threads),
+            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=list(dict.fromkeys(columns)) if columns else None,
+                column_types={name: pa.string() for name in present},
+                strings_can_be_null=False,
+            ),
+        )
+        frame: pd.DataFrame = table.to_pandas()
+        return frame
+
+    try:
+        return read(True)
+    except pa.ArrowInvalid as problem:
+        if "Expected" not in str(problem):
+            raise
+        try:
+            return read(False)  # only the serial reader knows the line
+        except pa.ArrowInvalid as error:
+            found = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error))
+            if not found:
+                raise
+            raise DataError(
+                f"a row has {found[3]} fields, the header has {found[2]}",
+                where=f"{path}, line {found[1]}",
+                hint="the file may be cut off: download it again, or correct the row",
+            ) from error
 
 
 def class_labels(values: Sequence[object], class_names: Sequence[str], where: str, line: int = 2) -> np.ndarray:

@@ -266,15 +266,15 @@ def folds_by_date(dates: npt.ArrayLike, folds: int, groups: npt.ArrayLike) -> In
     return fold[codes]
 
 
-def check_disjoint(groups: npt.ArrayLike, split: npt.ArrayLike) -> None:
-    """Make sure that no group occurs in two splits.
+def crossing_groups(groups: npt.ArrayLike, split: npt.ArrayLike) -> list[str]:
+    """Find the groups that occur in more than one split.
 
     Args:
         groups: (N,) group id of every row.
         split: (N,) name of every row's split; rows whose split is "" or missing are not looked at.
 
-    Raises:
-        DataError: Groups are in several splits; names them and where they are.
+    Returns:
+        Each such group as "id (test, train)", in the order of the rows.
     """
     split_codes, split_names = pd.factorize(np.asarray(split, dtype=object))
     ids: Any = groups if isinstance(groups, pd.Series) else pd.Series(np.asarray(groups))
@@ -285,19 +285,32 @@ def check_disjoint(groups: npt.ArrayLike, split: npt.ArrayLike) -> None:
     pairs = distinct(codes * width + split_codes)
     crossing = np.flatnonzero(np.bincount(pairs // width, minlength=len(hashes)) > 1)
     if len(crossing) == 0:
-        return
+        return []
     first = group_minimum(np.arange(len(codes)), codes, len(hashes))
     crossing = crossing[np.argsort(first[crossing])]
     places: dict[int, list[str]] = {code: [] for code in crossing.tolist()}  # in the table's order
     for pair in pairs[np.isin(pairs // width, crossing)].tolist():
         places[pair // width].append(str(split_names[pair % width]))
-    found = [f"{ids.iloc[first[code]]} ({', '.join(sorted(names))})" for code, names in places.items()]
-    raise DataError(
-        f"{len(found)} of {len(hashes)} groups occur in more than one split: {shorten(found)}",
-        where="the table's columns group and split",
-        valid="every group (patient) in exactly one split",
-        hint="correct the split file, or drop the rows of these groups from all splits but one",
-    )
+    return [f"{ids.iloc[first[code]]} ({', '.join(sorted(names))})" for code, names in places.items()]
+
+
+def check_disjoint(
+    groups: npt.ArrayLike, split: npt.ArrayLike, where: str = "the table's columns group and split"
+) -> None:
+    """Make sure that no group occurs in two splits; arguments as in `crossing_groups`.
+
+    Raises:
+        DataError: Groups are in several splits; names them and where they are.
+    """
+    found = crossing_groups(groups, split)
+    if found:
+        raise DataError(
+            f"{len(found)} groups occur in more than one split: {shorten(found)}",
+            where=where,
+            valid="every group (patient) in exactly one split",
+            hint="correct the split, drop these groups' rows from all splits but one, or mark the results with "
+            "--data.leaks record",
+        )
 
 
 def check_seed(seed: int, name: str) -> None:

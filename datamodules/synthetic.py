@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -72,15 +73,21 @@ class Synthetic(BaseDataModule):
         self._num_train = num_train
         super().__init__(image_size=image_size, transform=transform, **kwargs)
 
+    content_hashed = False
+
     def load_table(self) -> Table:
         """Labels of all images, not rendered."""
         names = strings([f"image {number}" for number in self._numbers])
         split = np.where(self._numbers < TEST_START, "train", "test")
         return Table(names, self.generator.labels(self._numbers), names, split_column(split))
 
-    def missing_files(self, table: Table) -> list[int]:
+    def image_files(self, rows: np.ndarray) -> list[Path | None]:
+        """None: the images are no files of their own."""
+        return [None] * len(rows)
+
+    def missing_files(self, table: Table, rows: np.ndarray) -> np.ndarray:
         """None: there are no files."""
-        return []
+        return rows[:0]
 
     def read_images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
         """Images by row, uint8 (size, size, C)."""

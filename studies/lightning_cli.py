@@ -25,7 +25,7 @@ from lightning_modules.callbacks.finite_loss import FiniteLoss
 from lightning_modules.callbacks.jsonl_logger import JsonlLogger
 from lightning_modules.callbacks.wandb_mirror import Mode, WandbMirror
 from lightning_modules.errors import ModelError
-from studies import display, outcome
+from studies import display, guard, outcome
 from studies.parsing import ReadableParser
 from studies.runs import RunError, RunFolder, flatten, hash_of, identity
 
@@ -116,6 +116,7 @@ class FarshotCLI(LightningCLI):
             ("select", Literal["last", "best"], "last", "Which weights are the run's result."),
             ("monitor", str, "validation/loss", "Validation metric that select: best goes by."),
             ("checkpoint_every", int, 1000, "Optimizer steps between checkpoints within an epoch."),
+            ("image_hashes", bool, True, "Record hashes of the training images, to check later transfers by content."),
             ("wandb", Mode, "auto", "Mirror to W&B; auto: online with a key, else offline."),
             ("wandb_project", str, "farshot", "W&B project."),
         ]
@@ -236,6 +237,7 @@ class FarshotCLI(LightningCLI):
         self.datamodule.setup()
         if self.settings["evaluate"]:
             self._require_images("test")
+        self.guard = self._check_and_record_images()
         if self._counts_steps():
             self._validate_for_selection()
         outcome.reset_peak_memory()
@@ -254,6 +256,18 @@ class FarshotCLI(LightningCLI):
         if self.settings["evaluate"]:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._record_fit()
+
+    def _check_and_record_images(self) -> str:
+        """Check the source's training images against the test set, and record this run's; rank 0 does it for all."""
+        if self.folder is None or getattr(rank_zero_only, "rank", None):
+            return ""
+        weights = (self.settings["model"].get("init_args") or {}).get("weights")
+        found = guard.guard(weights, self.datamodule)
+        if "LEAK" in found:
+            display.say(f"warning: {found}; result rows say so")
+        if not self.resume or not (self.folder.path / guard.RECORD).is_file():
+            guard.record_training_images(self.folder, self.datamodule, weights, hashes=self.settings["image_hashes"])
+        return found
 
     def _counts_steps(self) -> bool:
         plan = self.model.schedule.plan(len(self.datamodule.rows("train")))
@@ -283,7 +297,7 @@ class FarshotCLI(LightningCLI):
             "study": folder.path.parent.name,
             "cell": folder.path.name,
             "run": folder.path.name,
-            **outcome.describe_run(model, data, self.weights_hash, int(self.settings["seed_everything"])),
+            **outcome.describe_run(model, data, self.weights_hash, int(self.settings["seed_everything"]), self.guard),
             "step": steps,
             "epochs": steps * data.batch_size / len(data.rows("train")),
             "images_seen": steps * data.batch_size,
@@ -335,7 +349,10 @@ class FarshotCLI(LightningCLI):
                 outcome.write_predictions(self.folder, split, result, self.datamodule)
                 facts[split] = outcome.metric_table(result)
                 if split == "test":
-                    facts["rows"] = outcome.result_rows(result, columns)
+                    facts["rows"] = [
+                        *outcome.result_rows(result, columns),
+                        *outcome.source_rows(result, columns, self.model, self.datamodule),
+                    ]
                 if self.mirror is not None:
                     self.mirror.summarise({f"{split}/{value.key}": value.value for value in result.metrics})
             self.folder.update_summary(**facts)

@@ -14,13 +14,15 @@ import torch
 
 from datamodules.base import BaseDataModule
 from lightning_modules.base import BaseTask
-from lightning_modules.metrics import EvaluationResult
+from lightning_modules.metrics import EvaluationResult, evaluate
 from lightning_modules.thresholds import choose_thresholds
 from studies.atomic import replace_file
 from studies.runs import RunFolder, code_version
 
 
-def describe_run(model: BaseTask, data: BaseDataModule, weights_hash: str | None, seed: int) -> dict[str, Any]:
+def describe_run(
+    model: BaseTask, data: BaseDataModule, weights_hash: str | None, seed: int, guard: str
+) -> dict[str, Any]:
     """The columns of a result row that the run's arguments decide, without a metric."""
     table = data.read_table()
     rows = {split: data.rows(split) for split in ("train", "validation", "test")}
@@ -41,6 +43,8 @@ def describe_run(model: BaseTask, data: BaseDataModule, weights_hash: str | None
         "n_patients": len(pd.unique(np.asarray(table.groups[rows["test"]]))),
         "image_size": data.image_size,
         "split_policy": data.split_policy,
+        "label_policy": data.label_policy,
+        "guard": guard,
         "trials": 1,
         "code_version": code_version(),
     }
@@ -76,6 +80,29 @@ def result_rows(result: EvaluationResult, run: Mapping[str, Any]) -> list[dict[s
         }
         for value in result.metrics
     ]
+
+
+def source_rows(
+    result: EvaluationResult, run: Mapping[str, Any], model: BaseTask, data: BaseDataModule
+) -> list[dict[str, Any]]:
+    """The same rows for each source of a mixture (subgroup source=NAME); none for a single set."""
+    column = data.read_table().metadata.get("source")
+    if column is None:
+        return []
+    rows: list[dict[str, Any]] = []
+    sources = np.asarray(column, dtype=object)[result.index]
+    for name in pd.unique(sources):
+        chosen = np.flatnonzero(sources == name)
+        groups = data.read_table().groups[result.index[chosen]]
+        part = EvaluationResult(
+            result.logits[chosen],
+            result.labels[chosen],
+            result.index[chosen],
+            evaluate(result.logits[chosen], result.labels[chosen], model.task, model.class_names),
+        )
+        of_source = {"subgroup": f"source={name}", "n_test": len(chosen), "n_patients": len(pd.unique(groups))}
+        rows += result_rows(part, {**run, **of_source})
+    return rows
 
 
 def metric_table(result: EvaluationResult) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ DTYPES: dict[str, str] = {
     "images_seen": INTEGER,
     "selection": TEXT,
     "trials": INTEGER,
-    **dict.fromkeys(("split_policy", "guard"), TEXT),
+    **dict.fromkeys(("split_policy", "label_policy", "guard"), TEXT),
     **dict.fromkeys(("seconds", "peak_memory", "energy"), REAL),
     **dict.fromkeys(("config_hash", "code_version"), TEXT),
 }
@@ -129,6 +129,8 @@ def read_csv(path: Path | str) -> pd.DataFrame:
 def collect(study_dir: Path | str) -> pd.DataFrame:
     """Gather the rows of a study's finished runs: `<study_dir>/<run>/summary.json` = {"rows": [...], ...}.
 
+    Results of a run on other data sets (protocol `direct`) lie in `<study_dir>/<run>/direct/<data set>/summary.json`.
+
     Args:
         study_dir: The study's folder of run folders. A run without `summary.json` is unfinished: skipped.
 
@@ -142,7 +144,10 @@ def collect(study_dir: Path | str) -> pd.DataFrame:
     root = Path(study_dir)
     if not root.is_dir():
         raise ResultsError(f"there is no folder {root}", hint="run the study first, or check the path")
-    rows_of = {path: _read_rows(path) for path in sorted(root.glob("*/summary.json"))}
+    rows_of = {
+        path: _read_rows(path)
+        for path in [*sorted(root.glob("*/summary.json")), *sorted(root.glob("*/direct/*/summary.json"))]
+    }
     try:
         frame = rows_to_frame(row for rows in rows_of.values() for row in rows)
     except ResultsError:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ VOLATILE = {
         "evaluate",
         "checkpoint_every",
         "wandb",
+        "image_hashes",
         "wandb_project",
     ),
     *("ckpt_path", "weights_only", "verbose"),
@@ -49,6 +51,7 @@ VOLATILE = {
         "data.init_args.num_workers",
         "data.init_args.cache_gb",
         "data.init_args.download",
+        "data.init_args.leaks",
     ),
     "data.init_args.max_batch_per_device",
     *("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.num_nodes", "trainer.logger"),
@@ -68,15 +71,20 @@ VOLATILE = {
 }
 
 
+NESTED = re.compile(r"^data\.init_args\.\w+\.\d+\.init_args\.")
+
+
 class RunError(DataError):
     """A run folder that cannot be used as asked. Ends the command with exit code 2."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into dotted keys; lists stay values."""
+    """Turn nested mappings, and lists of them, into dotted keys; lists of plain values stay values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         dotted = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, dotted)
         else:
@@ -92,7 +100,8 @@ def identity(config: Mapping[str, Any], weights: str | None = None) -> dict[str,
         weights: Hash of the weights that the run starts from; it stands for their path.
     """
     whole = flatten(config)
-    flat = {key: value for key, value in whole.items() if key not in VOLATILE}
+    # Sources of a mixture, data.init_args.sources.0.init_args.root, have settings like any data set.
+    flat = {key: value for key, value in whole.items() if NESTED.sub("data.init_args.", key) not in VOLATILE}
     root, name = whole.get("data.init_args.root"), "data.init_args.dataset_name"
     if root and not flat.get(name) and str(flat.get("data.class_path")).endswith(("ImageFolder", "ImageTable")):
         flat[name] = Path(str(root)).resolve().name  # one's own data set is known by its folder's name
@@ -172,6 +181,8 @@ class RunFolder:
             return "new"
         fresh = json.loads(json.dumps(dict(wanted), default=str))
         changed = sorted(key for key in stored.keys() | fresh.keys() if stored.get(key) != fresh.get(key))
+        if changed and not self.metrics.is_file() and self.last_checkpoint() is None:
+            return "new"  # the start failed, over its data say: nothing is lost
         if changed:
             lines = [f"    {key}: {stored.get(key)!r} there, {fresh.get(key)!r} now" for key in changed[:6]]
             more = [f"    ... ({len(changed) - 6} more)"] if len(changed) > 6 else []

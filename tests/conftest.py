@@ -17,6 +17,12 @@ ROOT = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("FARSHOT_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Fingerprints of test images stay out of the user's cache."""
+    os.environ["FARSHOT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def real_nih(tmp_path_factory):
     """1,000 real radiographs in the official layout."""

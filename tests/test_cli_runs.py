@@ -38,6 +38,7 @@ def test_run_folder_has_everything(fit, tmp_path):
             "environment.json",
             "metrics.jsonl",
             "summary.json",
+            "training_images.parquet",
             "predictions.parquet",
         ),
         "checkpoints",

@@ -5,13 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.data import cifar, nih, tables
+from tests.data import chexpert, cifar, covidx, mimic, nih, padchest, tables, tuberculosis
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = [
     *("--model.init_args.backbone", "test_resnet", "--data.init_args.image_size", "16"),
     *("--data.init_args.batch_size", "8", "--data.init_args.num_workers", "0"),
 ]
+XRAYS = {
+    "CheXpert": ("chexpert", chexpert.create),
+    "MIMICCXR": ("mimic", mimic.create),
+    "NIHChestXray14": ("nih", lambda root: nih.create(root, patients=16)),
+    "PadChest": ("padchest", padchest.create),
+    "PadChestCl": ("padchest", padchest.create),
+    "COVIDxCXR": ("covidx", covidx.create),
+    "Tuberculosis": ("tuberculosis", tuberculosis.create),
+}
+"""Chest X-ray sets: default folder, and what writes it."""
 
 
 def named(folder):
@@ -20,14 +30,19 @@ def named(folder):
 
 @pytest.fixture
 def data_root(tmp_path, monkeypatch):
-    """Writes the data that a config's class wants; returns the words that name it."""
+    """Writes the data that a config's classes want; returns the words that name it."""
 
     def create(text):
         root = tmp_path / "data"
         root.mkdir()
-        if "NIHChestXray14" in text:
-            nih.create(root, patients=16)
-        elif "CIFAR" in text:
+        xrays = [where for class_name, where in XRAYS.items() if f"class_path: {class_name}\n" in text]
+        for name, write in xrays:
+            (root / name).mkdir()
+            write(root / name)
+        if xrays:
+            monkeypatch.setenv("FARSHOT_DATA", str(root))
+            return []
+        if "CIFAR" in text:
             cifar.create(root, monkeypatch, "CIFAR100" if "CIFAR100" in text else "CIFAR10", images=20)
         elif "ImageTable" in text:
 

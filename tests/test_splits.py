@@ -300,11 +300,11 @@ def test_disjoint_splits_pass_and_unassigned_rows_are_ignored():
 def test_groups_in_two_splits_are_named_in_the_order_of_the_table():
     groups = ["z", "b", "z", "b", "c", "b", "d", "d"]
     split = ["train", "train", "test", "validation", "test", "test", "train", ""]
-    with pytest.raises(DataError, match=r"2 of 4 groups .*: z \(test, train\), b \(test, train, validation\)"):
+    with pytest.raises(DataError, match=r"2 groups .*: z \(test, train\), b \(test, train, validation\)"):
         check_disjoint(groups, split)
 
 
 def test_a_long_list_of_crossing_groups_is_shortened():
     ids = np.repeat(np.arange(1000), 2)
-    with pytest.raises(DataError, match=r"1000 of 1000 groups .* 11 \(a, b\), \.\.\. \(988 more\)"):
+    with pytest.raises(DataError, match=r"1000 groups .* 11 \(a, b\), \.\.\. \(988 more\)"):
         check_disjoint(ids, np.tile(["a", "b"], 1000))

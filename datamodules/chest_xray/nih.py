@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 
 from datamodules import readers
-from datamodules.base import BaseDataModule
+from datamodules.chest_xray.base import ChestXray
 from datamodules.errors import DataError, closest
-from datamodules.table import Table, split_column, strings
+from datamodules.metadata import sex_column, years_column
+from datamodules.rows import reject_rows
+from datamodules.table import Origin, Table, split_column, strings
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 LISTS = {"train_val_list.txt": "train", "test_list.txt": "test"}
@@ -18,7 +19,7 @@ COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View P
 SEX_COLUMNS = ("Patient Gender", "Patient Sex")  # the column's name differs between the releases
 
 
-class NIHChestXray14(BaseDataModule):
+class NIHChestXray14(ChestXray):
     """NIH ChestX-ray14: 112,120 frontal chest X-rays of 30,805 patients, 14 findings.
 
     Source: Wang et al., CVPR 2017, arXiv 1705.02315; NIH Clinical Center, https://nihcc.app.box.com/v/ChestXray-NIHCC;
@@ -27,18 +28,11 @@ class NIHChestXray14(BaseDataModule):
     `images_001/images/` … `images_012/images/`.
     Labels: 14 findings in alphabetical order, text-mined (> 90 % accurate by its authors), "No Finding" = all 0; no
     label is unknown. Patients: "Patient ID". Split: official, by patient (86,524 / 25,596); validation is carved from
-    train by patient.
-
-    Args:
-        image_size: Side of the images that the model sees, pixels.
-        transform: Transform policy by name.
-        views: Views to use, of PA and AP; default both.
-        **kwargs: Arguments shared by all data sets.
+    train by patient. Metadata: sex, age, view.
     """
 
     name = "nih"
     task = "multilabel"
-    channels: ClassVar[Literal[1, 3]] = 1
     class_names = [  # noqa: RUF012
         "Atelectasis",
         "Cardiomegaly",
@@ -56,22 +50,6 @@ class NIHChestXray14(BaseDataModule):
         "Pneumothorax",
     ]
 
-    def __init__(
-        self,
-        *,
-        image_size: int = 224,
-        transform: str = "chest_xray",
-        views: list[Literal["PA", "AP"]] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(image_size=image_size, transform=transform, **kwargs)
-        self.views = views
-
-    def eligible(self, table: Table) -> np.ndarray:
-        """Rows of the chosen views."""
-        view = np.asarray(table.metadata["view"])
-        return np.ones(len(table), dtype=bool) if self.views is None else np.isin(view, self.views)
-
     def load_table(self) -> Table:
         """Read the official table and lists; images are found in one listing of their folders."""
         readers.require_folder(self.root, self.name)
@@ -87,19 +65,19 @@ class NIHChestXray14(BaseDataModule):
                     valid=list(frame.columns),
                 )
         images, patients = frame["Image Index"], frame["Patient ID"]
-        _reject(images.duplicated(), images, "image listed twice:", path)
-        _reject(patients.str.strip() == "", patients, "a row without a patient:", path)
+        reject_rows(images.duplicated(), images, "image listed twice:", path)
+        reject_rows(patients.str.strip() == "", patients, "a row without a patient:", path)
         return Table(
             paths=strings(self._folders(images.tolist())),
             labels=self._findings(frame["Finding Labels"], path),
             groups=strings(patients),
             split=split_column(self._split(images.tolist())),
             metadata={
-                "sex": frame[sex].to_numpy(),
-                "age": _years(frame["Patient Age"]),
+                "sex": sex_column(frame[sex]),
+                "age": years_column(frame["Patient Age"]),
                 "view": frame["View Position"].to_numpy(),
             },
-            source=path,
+            origins=(Origin(path),),
         )
 
     def _folders(self, images: Sequence[str]) -> list[str]:
@@ -147,19 +125,3 @@ class NIHChestXray14(BaseDataModule):
                 )
             split |= dict.fromkeys(listed, part)
         return [split[image] for image in images]
-
-
-def _reject(bad: "pd.Series[bool]", values: "pd.Series[str]", problem: str, path: Path) -> None:
-    rows: Sequence[int] = np.flatnonzero(bad.to_numpy()).tolist()
-    if rows:
-        raise DataError(
-            f"{problem} {values.iloc[rows[0]]!r} ({len(rows)} such rows)", where=f"{path}, line {rows[0] + 2}"
-        )
-
-
-def _years(cells: "pd.Series[str]") -> np.ndarray:
-    """Ages in years, float32; the first release writes 058Y, 011M and 002D."""
-    codes, ages = pd.factorize(cells.to_numpy(dtype=object))
-    parts = pd.Series(ages, dtype=object).str.extract(r"^\s*(\d+)\s*([YMD]?)\s*$")
-    unit = parts[1].map({"Y": 1.0, "M": 1 / 12, "D": 1 / 365.25, "": 1.0})
-    return (pd.to_numeric(parts[0]) * unit).to_numpy(dtype=np.float32)[codes]

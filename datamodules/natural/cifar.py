@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.error import URLError
 
@@ -77,9 +78,13 @@ class _CIFAR(BaseDataModule):
             split=split_column(["train"] * len(train.targets) + ["test"] * len(test.targets)),
         )
 
-    def missing_files(self, table: Table) -> list[int]:
+    def image_files(self, rows: np.ndarray) -> list[Path | None]:
+        """None: the images are no files of their own."""
+        return [None] * len(rows)
+
+    def missing_files(self, table: Table, rows: np.ndarray) -> np.ndarray:
         """None: the checksums cover every image."""
-        return []
+        return rows[:0]
 
     def read_images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
         """Images by row, uint8 (32, 32, 3), from memory."""

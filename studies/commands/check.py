@@ -1,14 +1,15 @@
 """check DATA: decode every image of a data set and list the bad files."""
 
-import argparse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from datamodules.base import BaseDataModule
 from datamodules.errors import DataError, UnreadableImageError
 from studies.atomic import write_text
-from studies.lightning_cli import import_classes
+from studies.data_argument import read_data
 from studies.parsing import ReadableParser
 
 CHUNK = 64  # images read by one task of the pool
@@ -20,9 +21,9 @@ def run(words: Sequence[str]) -> None:
     Raises:
         DataError: Some files are missing or cannot be decoded (exit code 2).
     """
-    datamodule, options = parse(words[1:])
+    datamodule, options = read_data(words[1:], "check", "Decode every image of a data set.", add_options)
     table = datamodule.read_table()
-    missing = set(datamodule.missing_files(table))
+    missing = set(datamodule.missing_files(table, np.arange(len(table))).tolist())
     present = [row for row in range(len(table)) if row not in missing]
     bad = [f"{table.paths[row]}\tmissing" for row in sorted(missing)]
     bad += decode_all(datamodule, present, options.threads)
@@ -37,19 +38,10 @@ def run(words: Sequence[str]) -> None:
     )
 
 
-def parse(words: Sequence[str]) -> tuple[BaseDataModule, argparse.Namespace]:
-    """Read `check CLASS [--root ...]` or `check --config FILE`: the data set, and where the list goes."""
-    import_classes()
-    parser = ReadableParser(prog="cli.py check", description="Decode every image of a data set.")
-    parser.add_argument("--config", action="config", help="A configuration with a data section.")
-    parser.add_subclass_arguments(BaseDataModule, "data", required=True)
+def add_options(parser: ReadableParser) -> None:
+    """Add where the list goes, and how many images are decoded at a time."""
     parser.add_argument("--output", type=Path, default=Path("bad_files.tsv"), help="List of bad files: path, reason.")
     parser.add_argument("--threads", type=int, default=2, help="Images decoded at a time.")
-    first = list(words[:1])
-    arguments = [f"--data={first[0]}", *words[1:]] if first and not first[0].startswith("-") else list(words)
-    settings = parser.parse_args(arguments)
-    datamodule: BaseDataModule = parser.instantiate_classes(settings).data
-    return datamodule, argparse.Namespace(output=settings.output, threads=settings.threads)
 
 
 def decode_all(datamodule: BaseDataModule, rows: Sequence[int], threads: int) -> list[str]:

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from studies.direct import DirectTest, without_weights
 from studies.lightning_cli import FarshotCLI
-from studies.runs import RunFolder, flatten
+from studies.runs import RunFolder
 
 
 def run(words: Sequence[str]) -> None:
     """Run one command.
 
     `test --run R` and `validate --run R` rebuild data settings, preprocessing and weights from the run folder; further
-    words override its configuration.
+    words override its configuration. `test --run R --data D` evaluates the run on another data set (protocol `direct`).
     """
     command, rest = words[0], list(words[1:])
     folder, others = take_option(rest, "--run")
@@ -19,20 +20,19 @@ def run(words: Sequence[str]) -> None:
         FarshotCLI(words)
         return
     run_folder = RunFolder(Path(folder))
+    data, others_than_data = take_option(others, "--data")
+    if command == "test" and data is not None:
+        DirectTest(run_folder, data, others_than_data)
+        return
     FarshotCLI([command, *from_run(run_folder), *others], folder=run_folder)
 
 
 def from_run(folder: RunFolder) -> list[str]:
     """Words that rebuild a run for evaluation: its configuration, its selected checkpoint, no source weights."""
-    config = folder.read_config()
+    folder.read_config()
     checkpoint = folder.selected_checkpoint()
-    words = ["--config", str(folder.path / "config.yaml"), "--ckpt_path", str(checkpoint)]
-    # Everything is in the checkpoint, so the weights that the run started from need not be there any more.
-    flat = flatten(config)
-    if flat.get("model.init_args.weights") is not None:
-        for name, nothing in (("weights", "null"), ("transfer_depth", "null"), ("frozen_depth", "0")):
-            words.append(f"--model.init_args.{name}={nothing}")
-    return words
+    config = folder.path / "config.yaml"
+    return ["--config", str(config), "--ckpt_path", str(checkpoint), *without_weights(folder)]
 
 
 def take_option(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 
 
-def write_image(path, seed, *, size=(24, 20), channels=3, value=None):
-    """Write one smooth random image; `value` gives a flat one."""
+def write_image(path, seed, *, size=(24, 20), channels=3, value=None, detail=4):
+    """Write one smooth random image of `detail` blobs a side; `value` gives a flat one."""
     rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (4, 4, channels)).astype(np.uint8)
+    coarse = rng.integers(0, 256, (detail, detail, channels)).astype(np.uint8)
     image = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC).reshape(size[1], size[0], channels)
     if value is not None:
         image[:] = value

@@ -1,0 +1,156 @@
+"""Protocol `direct`: a trained run evaluated on another data set without any training there."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+
+from datamodules.alignment import shared_names
+from datamodules.errors import DataError, closest
+from lightning_modules.backbones.checkpoints import weights_hash
+from lightning_modules.metrics import EvaluationResult
+from studies import display, guard, outcome
+from studies.lightning_cli import FarshotCLI, import_classes
+from studies.runs import RunError, RunFolder, code_version, flatten, hash_of, identity
+
+HERE = "direct"  # folder of a run that keeps its results on other data sets
+
+
+class DirectTest(FarshotCLI):
+    """Test a run on other data: labels are arranged as its outputs by canonical name; what both have is reported."""
+
+    def __init__(self, folder: RunFolder, data: str, words: Sequence[str]) -> None:
+        """Evaluate.
+
+        Args:
+            folder: The run.
+            data: A data set's class name, or a configuration with a data section.
+            words: Further words of the command line, such as --data.root X.
+        """
+        checkpoint = folder.selected_checkpoint()
+        trained = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"]
+        self.trained_task = trained["task"]
+        self.source = folder.read_summary().get("run", {})
+        with tempfile.TemporaryDirectory() as scratch:
+            config = Path(scratch) / "run.yaml"
+            config.write_text(yaml.safe_dump({k: v for k, v in folder.read_config().items() if k != "data"}))
+            arguments = ["test", "--config", str(config), *data_words(data)]
+            arguments += [f"--data.init_args.outputs={yaml.safe_dump(trained['class_names'], default_flow_style=True)}"]
+            arguments += ["--data.init_args.labels=null", *preprocessing_words(folder), *without_weights(folder)]
+            super().__init__([*arguments, "--ckpt_path", str(checkpoint), *words], folder=folder)
+
+    def instantiate_classes(self) -> None:
+        """Build data and model; classes and labels that may occur together cannot be compared."""
+        super().instantiate_classes()
+        if self.datamodule.task != self.trained_task:
+            raise DataError(
+                f"the run's outputs are {self.trained_task}, the labels of {self.datamodule.name} are "
+                f"{self.datamodule.task}",
+                where="--data",
+                valid=f"data sets that are {self.trained_task}",
+            )
+
+    def test(self, **kwargs: Any) -> None:
+        """Evaluate the test images and keep the result beside the run's own."""
+        assert self.folder is not None
+        self._require_images("test")
+        data, model = self.datamodule, self.model
+        found = guard.guard(str(self.folder.path), data)
+        self.trainer.test(**kwargs, verbose=False)
+        if not self.trainer.is_global_zero:
+            return
+        shared = shared_names(data.own_class_names, model.class_names)
+        result = model.results["test"]
+        kept = [value for value in result.metrics if not value.class_name or value.class_name in shared]
+        result = EvaluationResult(result.logits, result.labels, result.index, kept)
+        settings = identity(self.plain_config())
+        settings = {key: value for key, value in settings.items() if key.startswith("data.")}
+        folder = RunFolder(self.folder.path / HERE / f"{data.name}-{hash_of(settings)[:6]}")
+        columns = {**self._row(found), "run": f"{self.folder.path.name}/{HERE}/{folder.path.name}"}
+        folder.path.mkdir(parents=True, exist_ok=True)
+        outcome.write_predictions(folder, "test", result, data)
+        folder.update_summary(
+            state="finished",
+            run=columns,
+            test=outcome.metric_table(result),
+            rows=outcome.result_rows(result, columns),
+            shared=shared,
+        )
+        display.show_metrics("test", result)
+        display.say(f"{len(shared)} labels in common: {', '.join(shared)}")
+        for owner, names in (("the run", model.class_names), (data.name, data.own_class_names)):
+            others = [name for name in names if not shared_names([name], shared)]
+            if others:
+                display.say(f"only in {owner}: {', '.join(others)}")
+        display.say(f"guard: {found}\nwritten to {folder.path}")
+
+    def _row(self, found: str) -> dict[str, Any]:
+        """Columns of the result rows: the run is the source, nothing was trained here."""
+        assert self.folder is not None
+        data, source = self.datamodule, self.source
+        test = data.rows("test")
+        return {
+            "study": self.folder.path.parent.name,
+            "cell": f"{self.folder.path.name}-{HERE}-{data.name}",
+            **{name: source.get(name) for name in ("architecture", "seed", "selection")},
+            "source": source.get("target"),
+            "source_n": source.get("n_train"),
+            "method": source.get("method") or "supervised",
+            "pretrain_seed": source.get("seed"),
+            "weights_hash": weights_hash(str(self.folder.path)),
+            "target": data.name,
+            "protocol": HERE,
+            "shots": "0",
+            "fold": data.fold if data.folds is not None else None,
+            **dict.fromkeys(("n_train", "n_val", "step", "epochs", "images_seen"), 0),
+            "n_test": len(test),
+            "n_patients": len(pd.unique(data.read_table().groups[test])),
+            "image_size": data.image_size,
+            "split_policy": data.split_policy,
+            "label_policy": data.label_policy,
+            "guard": found,
+            "trials": 1,
+            "config_hash": hash_of(identity(self.plain_config())),
+            "code_version": code_version(),
+        }
+
+
+def data_words(data: str) -> list[str]:
+    """Words that choose a data set by class name or configuration file.
+
+    Raises:
+        RunError: There is neither.
+    """
+    import datamodules
+
+    if data.endswith((".yaml", ".yml")):
+        if not Path(data).is_file():
+            raise RunError(f"no configuration {data}", where="--data", valid="a data set's class, or a YAML file")
+        return ["--config", data]
+    import_classes()
+    if data not in datamodules.__all__:
+        near = closest(data, datamodules.__all__)
+        raise RunError(
+            f"no data set {data!r}" + (f"; did you mean {near!r}?" if near else ""),
+            where="--data",
+            valid=[name for name in datamodules.__all__ if name != "BaseDataModule"],
+        )
+    return [f"--data={data}"]
+
+
+def preprocessing_words(folder: RunFolder) -> list[str]:
+    """Words that give other data the run's own evaluation preprocessing."""
+    settings = folder.read_summary().get("preprocessing", {})
+    return [f"--data.init_args.{name}={settings[name]}" for name in ("transform", "image_size") if name in settings]
+
+
+def without_weights(folder: RunFolder) -> list[str]:
+    """Words that build the run's model without the weights that it started from: its checkpoint has everything."""
+    if flatten(folder.read_config()).get("model.init_args.weights") is None:
+        return []
+    nothing = {"weights": "null", "transfer_depth": "null", "frozen_depth": "0"}
+    return [f"--model.init_args.{name}={value}" for name, value in nothing.items()]

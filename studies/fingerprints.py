@@ -1,0 +1,323 @@
+"""Fingerprints of images: a perceptual hash and a small thumbnail, kept on disk between commands."""
+
+import hashlib
+import multiprocessing
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.errors import UnreadableImageError
+from studies.atomic import replace_file
+
+if TYPE_CHECKING:
+    from datamodules.base import BaseDataModule
+
+SIDE = 32  # thumbnails, pixels
+WORKING_SIDE = 256  # images are reduced to this before anything else, so that cost does not grow with their size
+FREQUENCIES = 16  # the hash keeps the DCT frequencies 1-16 of both axes: 256 bits
+BLANK = 1.0  # standard deviation of the thumbnail, grey levels, below which an image has nothing to compare
+UNIFORM = 0.12
+"""A border line whose values span less than this share of the image's range is padding. JPEG q60 rings by about 0.1
+beside an edge: at 0.04 half of the padded copies kept ringing lines, at 0.12 one in a hundred."""
+NARROW = 0.02  # of a side: a narrower frame needs no thumbnail without it, copies are aligned anyway
+MIN_CONTENT = 0.4  # of a side: where less would be left, the uniform lines are the picture and not its frame
+FORMAT = 1  # of the cache files: raise it when a fingerprint's meaning changes
+TASK_ROWS, PART_ROWS = 32, 16_384  # images of one task of a worker; images after which the cache is written
+PARALLEL_FROM = 512  # images from which processes, and a progress bar, are worth starting
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What is kept of N images to recognise copies; 2,081 bytes an image.
+
+    Attributes:
+        hashes: uint64 (N, 4), 256-bit perceptual hash of the whole image. 0 = none (unreadable or blank image), which
+            matches nothing; a hash has about 128 ones, so no image has it by chance.
+        thumbnails: uint8 (N, 32, 32), the whole image in grey, area-averaged to the square and stretched to 0-255;
+            all 0 where there is no hash.
+        contents: uint8 (N, 32, 32), the same without uniform borders; all 0 where there are none to take off.
+        readable: bool (N,), false where the image could not be decoded.
+    """
+
+    hashes: NDArray[np.uint64]
+    thumbnails: NDArray[np.uint8]
+    contents: NDArray[np.uint8]
+    readable: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def take(self, rows: Any) -> "Fingerprints":
+        """Return some of the fingerprints, by position or mask."""
+        return Fingerprints(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @staticmethod
+    def empty(count: int) -> "Fingerprints":
+        """Return `count` fingerprints of unreadable images, to be filled."""
+        thumbnails, contents = np.zeros((2, count, SIDE, SIDE), np.uint8)
+        return Fingerprints(np.zeros((count, 4), np.uint64), thumbnails, contents, np.zeros(count, np.bool_))
+
+    def put(self, rows: Any, others: "Fingerprints") -> None:
+        """Overwrite the fingerprints at some positions."""
+        for name in (field.name for field in fields(self)):
+            getattr(self, name)[rows] = getattr(others, name)
+
+
+def fingerprint_images(images: Iterable[Image | None]) -> Fingerprints:
+    """Fingerprint images.
+
+    The hash is pHash (Zauner 2010, Implementation and Benchmarking of Perceptual Image Hash Functions, section 3.2.1)
+    with 16×16 instead of 8×8 coefficients: grey, 32×32, DCT, the lowest frequencies without the constant ones,
+    each bit whether a coefficient exceeds their median. The aspect ratio is given up on purpose: copies that were
+    squeezed into a square then have the same fingerprint.
+
+    Args:
+        images: uint8 (H, W, 1 or 3), any sizes, RGB; None for an image that could not be read.
+    """
+    pieces = [_fingerprint(image) for image in images]
+    return join(pieces) if pieces else Fingerprints.empty(0)
+
+
+def join(parts: Sequence[Fingerprints]) -> Fingerprints:
+    """Put fingerprints one after the other."""
+    return Fingerprints(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(parts[0])))
+
+
+def fingerprint_rows(
+    datamodule: "BaseDataModule", rows: Sequence[int] | NDArray[np.int64], *, workers: int | None = None
+) -> Fingerprints:
+    """Fingerprint rows of a data set's table, in their order; images in files are looked up in the cache first.
+
+    Decoding holds a lock within a process (`datamodules.io`), so the work is divided over forked processes.
+
+    Args:
+        datamodule: Reads the images.
+        rows: Table rows (N,).
+        workers: Processes; default one a usable core, 16 at most.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    store = _cache_file(datamodule)
+    keys = _file_keys(datamodule, rows)
+    found, todo = _look_up(store, keys)
+    with progress_bar(f"fingerprints of {datamodule.name}", len(todo), shown=len(todo) >= PARALLEL_FROM) as advance:
+        for part in _parts(todo, PART_ROWS):
+            pieces = []
+            for piece in _computed(datamodule, rows[part], workers):
+                pieces.append(piece)
+                advance(len(piece))
+            new = join(pieces)
+            found.put(part, new)
+            keep = new.readable & (keys[part] != 0)
+            _merge(store, keys[part][keep], new.take(keep))
+    return found
+
+
+def _fingerprint(image: Image | None) -> Fingerprints:
+    one = Fingerprints.empty(1)
+    if image is None:
+        return one
+    import cv2
+
+    one.readable[:] = True
+    height, width = image.shape[:2]
+    small = cv2.resize(image, (min(width, WORKING_SIDE), min(height, WORKING_SIDE)), interpolation=cv2.INTER_AREA)
+    values = (cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if small.ndim == 3 else small).astype(np.float32)
+    whole = _thumbnail(values)
+    if whole.std() >= BLANK:
+        one.hashes[0], one.thumbnails[0] = _hash(whole), _stretch(whole)
+        content = values[_content(values)]
+        if any(cut < (1 - NARROW) * full for cut, full in zip(content.shape, values.shape, strict=True)):
+            one.contents[0] = _stretch(_thumbnail(content))
+    return one
+
+
+def _stretch(thumbnail: NDArray[np.float32]) -> Image:
+    low, high = thumbnail.min(), thumbnail.max()
+    stretched: Image = np.rint((thumbnail - low) * (255 / (high - low))).astype(np.uint8)
+    return stretched
+
+
+def _thumbnail(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average areas into a square of 32×32; a smaller side is enlarged smoothly first."""
+    import cv2
+
+    height, width = values.shape
+    if min(height, width) < SIDE:
+        values = cv2.resize(values, (max(width, SIDE), max(height, SIDE)), interpolation=cv2.INTER_CUBIC)
+    thumbnail: NDArray[np.float32] = cv2.resize(values, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return thumbnail
+
+
+def _content(values: NDArray[np.float32]) -> tuple[slice, slice]:
+    """Rows and columns between uniform borders, such as the padding of a square canvas."""
+    limit = UNIFORM * np.ptp(values)
+    box = [slice(0, size) for size in values.shape]
+    for axis in (0, 1, 0, 1):  # again: a white frame at the sides hides that the lines above the picture are black
+        inner = values[box[0], box[1]]
+        varied = np.flatnonzero(np.ptp(inner, axis=1 - axis) > limit)
+        if len(varied) and varied[-1] + 1 - varied[0] >= MIN_CONTENT * values.shape[axis]:
+            box[axis] = slice(box[axis].start + varied[0], box[axis].start + varied[-1] + 1)
+    return box[0], box[1]
+
+
+def _hash(thumbnail: NDArray[np.float32]) -> NDArray[np.uint64]:
+    basis = dct_basis()[1 : FREQUENCIES + 1]
+    coefficients = (basis @ thumbnail @ basis.T).ravel()
+    return np.packbits(coefficients > np.median(coefficients)).view("<u8").astype(np.uint64)
+
+
+@cache
+def dct_basis() -> NDArray[np.float32]:
+    """Rows of the orthonormal DCT-II of 32 points, float32 (32, 32): the spectrum of x is `basis @ x @ basis.T`."""
+    from scipy.fft import dct
+
+    basis: NDArray[np.float32] = dct(np.eye(SIDE, dtype=np.float32), axis=0, norm="ortho")
+    return basis
+
+
+# Reading a data set's rows -----------------------------------------------------------------------------------------
+
+_worker_datamodule: "BaseDataModule | None" = None
+
+
+def _begin_worker(datamodule: "BaseDataModule") -> None:
+    global _worker_datamodule
+    _worker_datamodule = datamodule
+
+
+def _worker_task(rows: NDArray[np.int64]) -> Fingerprints:
+    assert _worker_datamodule is not None
+    return _read_and_fingerprint(_worker_datamodule, rows)
+
+
+def _read_and_fingerprint(datamodule: "BaseDataModule", rows: NDArray[np.int64]) -> Fingerprints:
+    return fingerprint_images(_read(datamodule, int(row)) for row in rows)
+
+
+def _read(datamodule: "BaseDataModule", row: int) -> Image | None:
+    try:
+        return datamodule.read_images([row])[0]
+    except UnreadableImageError:
+        return None
+
+
+def _computed(datamodule: "BaseDataModule", rows: NDArray[np.int64], workers: int | None) -> Iterator[Fingerprints]:
+    """Fingerprints of consecutive pieces of `rows`, by several processes where that pays and the system can fork."""
+    pieces = _parts(rows, TASK_ROWS)
+    workers = min(_usable_cores(), 16) if workers is None else workers
+    if len(rows) < PARALLEL_FROM or workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        yield from (_read_and_fingerprint(datamodule, piece) for piece in pieces)
+        return
+    context = multiprocessing.get_context("fork")  # hands the data module over without pickling it
+    with ProcessPoolExecutor(workers, context, _begin_worker, (datamodule,)) as pool:
+        yield from pool.map(_worker_task, pieces)
+
+
+def _parts(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def progress_bar(text: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar in a terminal and give the function that advances it."""
+    from rich.progress import Progress
+
+    from studies.display import console
+
+    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+# The cache on disk -------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Folder of files that can always be made again: `$FARSHOT_CACHE`, else `~/.cache/farshot`."""
+    return Path(os.environ.get("FARSHOT_CACHE") or Path.home() / ".cache" / "farshot").expanduser()
+
+
+def _cache_file(datamodule: "BaseDataModule") -> Path:
+    root = hashlib.blake2b(str(datamodule.root.resolve()).encode(), digest_size=6).hexdigest()
+    name = re.sub(r"[^\w.-]+", "_", datamodule.name)
+    return cache_folder() / f"fingerprints-{name}-{root}-v{FORMAT}.npz"
+
+
+def _file_keys(datamodule: "BaseDataModule", rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a key for each row's file, its size and its time of change, uint64 (N,); 0 where there is no file."""
+    paths, keys = datamodule.read_table().paths, np.zeros(len(rows), np.uint64)
+    for position, row in enumerate(rows):
+        path = str(paths[row])
+        try:
+            status = os.stat(datamodule.root / path)
+        except OSError:
+            continue
+        text = f"{path}|{status.st_size}|{status.st_mtime_ns}".encode()
+        keys[position] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    return keys
+
+
+def _look_up(store: Path, keys: NDArray[np.uint64]) -> tuple[Fingerprints, NDArray[np.int64]]:
+    """Fingerprints of the keys as far as the cache has them, and the positions of the others."""
+    found = Fingerprints.empty(len(keys))
+    known, stored = _load(store)
+    place = np.searchsorted(known, keys)
+    hit = np.zeros(len(keys), np.bool_)
+    inside = place < len(known)
+    hit[inside] = (known[place[inside]] == keys[inside]) & (keys[inside] != 0)
+    found.put(hit, stored.take(place[hit]))
+    return found, np.flatnonzero(~hit)
+
+
+def _load(store: Path) -> tuple[NDArray[np.uint64], Fingerprints]:
+    """Return the cache's keys, ascending, and their fingerprints; nothing, with a warning, from a damaged file."""
+    nothing = np.zeros(0, np.uint64), Fingerprints.empty(0)
+    try:
+        with np.load(store, allow_pickle=False) as file:
+            keys, stored = file["keys"], Fingerprints(*(file[field.name] for field in fields(Fingerprints)))
+    except (FileNotFoundError, NotADirectoryError):
+        return nothing
+    except (
+        Exception
+    ) as error:  # zipfile and numpy have many for a damaged file; whatever it is, images can be read again
+        warnings.warn(f"the cache {store} is damaged and is made anew: {error}", stacklevel=2)
+        return nothing
+    expected = Fingerprints.empty(len(keys))
+    for name in (field.name for field in fields(stored)):
+        if (array := getattr(stored, name)).shape != (
+            like := getattr(expected, name)
+        ).shape or array.dtype != like.dtype:
+            warnings.warn(f"the cache {store} has unexpected {name} and is made anew", stacklevel=2)
+            return nothing
+    return keys, stored
+
+
+def _merge(store: Path, keys: NDArray[np.uint64], new: Fingerprints) -> None:
+    """Add fingerprints to the cache as it is now; where it cannot be written, go on without it."""
+    if not len(keys):
+        return
+    known, stored = _load(store)
+    keys, first = np.unique(np.concatenate([keys, known]), return_index=True)
+    merged = join([new, stored]).take(first)
+    arrays = {field.name: getattr(merged, field.name) for field in fields(merged)}
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(store, lambda temporary: np.savez(temporary, keys=keys, **arrays))
+    except OSError as error:
+        warnings.warn(f"the cache {store} cannot be written: {error}", stacklevel=2)
