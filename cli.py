@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from studies.failures import describe_exception, exit_code
@@ -47,6 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"  valid: {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    warnings.formatwarning = _plain_warning
     # OpenMP threads that spin for long take the cores from loader workers and other jobs; docs/performance.md has the
     # figures. It counts only if it is set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -61,6 +63,11 @@ def main(args: Sequence[str] | None = None) -> None:
         if code in (130, 143) or not isinstance(error, SystemExit):
             print(describe_exception(error), file=sys.stderr)
         raise SystemExit(code) from error
+
+
+def _plain_warning(message: Warning | str, *_: object, **__: object) -> str:
+    """What a user needs of a warning: its text, not the line of code."""
+    return f"warning: {message}\n"
 
 
 if __name__ == "__main__":

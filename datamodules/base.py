@@ -171,9 +171,10 @@ class BaseDataModule(StreamingDataModule):
     content_hashed: ClassVar[bool] = True
     """Whether an image's content tells more than its name; rendered images are what their names say."""
 
-    def image_files(self, rows: np.ndarray) -> list[Path | None]:
-        """The file of each of `rows` (int64); None for images that are no files of their own."""
-        return [self.root / path for path in self.raw_table.paths[rows]]
+    def image_files(self, rows: np.ndarray) -> list[tuple[Path, str] | None]:
+        """File of each of `rows` (int64), and how it is decoded in words; None for images that are no files."""
+        decoding = f"{self.channels} channels, window {self.window}"
+        return [(self.root / path, decoding) for path in self.raw_table.paths[rows]]
 
     def missing_files(self, table: Table, rows: np.ndarray) -> np.ndarray:
         """Those of `rows` (int64) whose image is not in its directory's listing."""
@@ -252,6 +253,12 @@ class BaseDataModule(StreamingDataModule):
             rows["train"] = rows["train"][self.draw(table, rows["train"])]
         self._rows = rows
 
+    def test_on_all(self) -> None:
+        """Make every usable row a test row: for evaluation without training on this set."""
+        rows = np.sort(np.concatenate([self.rows(split) for split in SPLITS[1:]]))
+        none = rows[:0]
+        self._rows, self._split_policy = {"train": none, "validation": none, "test": rows}, "all images"
+
     def exclusion_steps(self, table: Table) -> list[Exclusion]:
         """The steps by which rows leave: the set's own reasons, no label, no image file.
 
@@ -275,6 +282,9 @@ class BaseDataModule(StreamingDataModule):
 
     def _guard_groups(self, table: Table, usable: np.ndarray) -> None:
         """Stop where a patient is in several splits, or note it in `group_leak`."""
+        if self.outputs is not None:  # nothing is trained on this set, so nothing can leak within it
+            self.group_leak = ""
+            return
         groups, split = table.groups[usable], table.split[usable]
         if self.leaks == "stop" and not self.leaky_by_choice:
             splits.check_disjoint(groups, split, f"splits of {self.name} ({self.split_policy})")

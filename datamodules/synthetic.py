@@ -81,7 +81,7 @@ class Synthetic(BaseDataModule):
         split = np.where(self._numbers < TEST_START, "train", "test")
         return Table(names, self.generator.labels(self._numbers), names, split_column(split))
 
-    def image_files(self, rows: np.ndarray) -> list[Path | None]:
+    def image_files(self, rows: np.ndarray) -> list[tuple[Path, str] | None]:
         """None: the images are no files of their own."""
         return [None] * len(rows)
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -17,20 +17,23 @@ from studies import display, guard, outcome
 from studies.lightning_cli import FarshotCLI, import_classes
 from studies.runs import RunError, RunFolder, code_version, flatten, hash_of, identity
 
+Images = Literal["test", "all"]
 HERE = "direct"  # folder of a run that keeps its results on other data sets
 
 
 class DirectTest(FarshotCLI):
     """Test a run on other data: labels are arranged as its outputs by canonical name; what both have is reported."""
 
-    def __init__(self, folder: RunFolder, data: str, words: Sequence[str]) -> None:
+    def __init__(self, folder: RunFolder, data: str, words: Sequence[str], images: Images = "test") -> None:
         """Evaluate.
 
         Args:
             folder: The run.
             data: A data set's class name, or a configuration with a data section.
             words: Further words of the command line, such as --data.root X.
+            images: Evaluate the test images of the data set, or all of its images.
         """
+        self.images = images
         checkpoint = folder.selected_checkpoint()
         trained = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"]
         self.trained_task = trained["task"]
@@ -53,6 +56,8 @@ class DirectTest(FarshotCLI):
                 where="--data",
                 valid=f"data sets that are {self.trained_task}",
             )
+        if self.images == "all":
+            self.datamodule.test_on_all()
 
     def test(self, **kwargs: Any) -> None:
         """Evaluate the test images and keep the result beside the run's own."""
@@ -68,7 +73,7 @@ class DirectTest(FarshotCLI):
         kept = [value for value in result.metrics if not value.class_name or value.class_name in shared]
         result = EvaluationResult(result.logits, result.labels, result.index, kept)
         settings = identity(self.plain_config())
-        settings = {key: value for key, value in settings.items() if key.startswith("data.")}
+        settings = {"images": self.images, **{k: v for k, v in settings.items() if k.startswith("data.")}}
         folder = RunFolder(self.folder.path / HERE / f"{data.name}-{hash_of(settings)[:6]}")
         columns = {**self._row(found), "run": f"{self.folder.path.name}/{HERE}/{folder.path.name}"}
         folder.path.mkdir(parents=True, exist_ok=True)

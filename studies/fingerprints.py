@@ -1,23 +1,19 @@
 """Fingerprints of images: a perceptual hash and a small thumbnail, kept on disk between commands."""
 
-import hashlib
 import multiprocessing
 import os
-import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import UnreadableImageError
-from studies.atomic import replace_file
+from studies import fingerprint_cache
 
 if TYPE_CHECKING:
     from datamodules.base import BaseDataModule
@@ -31,8 +27,7 @@ UNIFORM = 0.12
 beside an edge: at 0.04 half of the padded copies kept ringing lines, at 0.12 one in a hundred."""
 NARROW = 0.02  # of a side: a narrower frame needs no thumbnail without it, copies are aligned anyway
 MIN_CONTENT = 0.4  # of a side: where less would be left, the uniform lines are the picture and not its frame
-FORMAT = 1  # of the cache files: raise it when a fingerprint's meaning changes
-TASK_ROWS, PART_ROWS = 32, 16_384  # images of one task of a worker; images after which the cache is written
+TASK_ROWS, PART_ROWS = 32, 8_192  # images of one task of a worker; images after which the cache is written
 PARALLEL_FROM = 512  # images from which processes, and a progress bar, are worth starting
 
 Image = NDArray[np.uint8]
@@ -107,21 +102,60 @@ def fingerprint_rows(
         rows: Table rows (N,).
         workers: Processes; default one a usable core, 16 at most.
     """
-    rows = np.asarray(rows, dtype=np.int64)
-    store = _cache_file(datamodule)
-    keys = _file_keys(datamodule, rows)
-    found, todo = _look_up(store, keys)
-    with progress_bar(f"fingerprints of {datamodule.name}", len(todo), shown=len(todo) >= PARALLEL_FROM) as advance:
-        for part in _parts(todo, PART_ROWS):
+    parts = list(_stream(datamodule, np.asarray(rows, dtype=np.int64), workers))
+    return join(parts) if parts else Fingerprints.empty(0)
+
+
+def hash_rows(
+    datamodule: "BaseDataModule", rows: Sequence[int] | NDArray[np.int64], *, workers: int | None = None
+) -> NDArray[np.uint64]:
+    """The hashes alone, uint64 (N, 4), which fit into memory for millions of images; see `fingerprint_rows`."""
+    hashes = [part.hashes for part in _stream(datamodule, np.asarray(rows, dtype=np.int64), workers, thumbnails=False)]
+    return np.concatenate(hashes) if hashes else np.zeros((0, 4), np.uint64)
+
+
+def _stream(
+    datamodule: "BaseDataModule", rows: NDArray[np.int64], workers: int | None, *, thumbnails: bool = True
+) -> Iterator[Fingerprints]:
+    """Fingerprints of consecutive parts of `rows`, what is new written to the cache after each part."""
+    with progress_bar(f"hashes of {datamodule.name}", len(rows), shown=len(rows) >= PARALLEL_FROM) as advance:
+        for part in _parts(rows, PART_ROWS):
+            keys = fingerprint_cache.file_keys(datamodule.image_files(part))
+            found, todo = _cached(keys, thumbnails=thumbnails)
+            advance(len(part) - len(todo))
             pieces = []
-            for piece in _computed(datamodule, rows[part], workers):
+            for piece in _computed(datamodule, part[todo], workers):
                 pieces.append(piece)
                 advance(len(piece))
-            new = join(pieces)
-            found.put(part, new)
-            keep = new.readable & (keys[part] != 0)
-            _merge(store, keys[part][keep], new.take(keep))
-    return found
+            if pieces:
+                new = join(pieces)
+                found.put(todo, new)
+                kept = np.flatnonzero(new.readable)
+                stored = new.take(kept)
+                pictures = np.stack([stored.thumbnails, stored.contents], axis=1)
+                fingerprint_cache.add(
+                    keys[todo[kept]],
+                    [words.tobytes() for words in stored.hashes],
+                    [pair.tobytes() for pair in pictures],
+                )
+            yield found
+
+
+def _cached(keys: NDArray[np.uint64], *, thumbnails: bool) -> tuple[Fingerprints, NDArray[np.int64]]:
+    """Fingerprints of the keys as far as the cache has them, and the positions of the others."""
+    found = Fingerprints.empty(len(keys))
+    hashes = fingerprint_cache.look_up(keys, "hash")
+    pictures = fingerprint_cache.look_up(keys, "thumbnails") if thumbnails else {}
+    for position, key in enumerate(keys.tolist()):
+        words, pair = hashes.get(key), pictures.get(key)
+        if words is None or len(words) != 32 or (thumbnails and len(pair or b"") != 2 * SIDE * SIDE):
+            continue
+        found.hashes[position] = np.frombuffer(words, np.uint64)
+        if pair is not None:
+            both = np.frombuffer(pair, np.uint8).reshape(2, SIDE, SIDE)
+            found.thumbnails[position], found.contents[position] = both
+        found.readable[position] = True
+    return found, np.flatnonzero(~found.readable)
 
 
 def _fingerprint(image: Image | None) -> Fingerprints:
@@ -243,81 +277,3 @@ def progress_bar(text: str, total: int, *, shown: bool) -> Iterator[Callable[[in
     with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
         task = progress.add_task(text, total=total)
         yield lambda done: progress.advance(task, done)
-
-
-# The cache on disk -------------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Folder of files that can always be made again: `$FARSHOT_CACHE`, else `~/.cache/farshot`."""
-    return Path(os.environ.get("FARSHOT_CACHE") or Path.home() / ".cache" / "farshot").expanduser()
-
-
-def _cache_file(datamodule: "BaseDataModule") -> Path:
-    root = hashlib.blake2b(str(datamodule.root.resolve()).encode(), digest_size=6).hexdigest()
-    name = re.sub(r"[^\w.-]+", "_", datamodule.name)
-    return cache_folder() / f"fingerprints-{name}-{root}-v{FORMAT}.npz"
-
-
-def _file_keys(datamodule: "BaseDataModule", rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return a key for each row's file, its size and its time of change, uint64 (N,); 0 where there is no file."""
-    paths, keys = datamodule.read_table().paths, np.zeros(len(rows), np.uint64)
-    for position, row in enumerate(rows):
-        path = str(paths[row])
-        try:
-            status = os.stat(datamodule.root / path)
-        except OSError:
-            continue
-        text = f"{path}|{status.st_size}|{status.st_mtime_ns}".encode()
-        keys[position] = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-    return keys
-
-
-def _look_up(store: Path, keys: NDArray[np.uint64]) -> tuple[Fingerprints, NDArray[np.int64]]:
-    """Fingerprints of the keys as far as the cache has them, and the positions of the others."""
-    found = Fingerprints.empty(len(keys))
-    known, stored = _load(store)
-    place = np.searchsorted(known, keys)
-    hit = np.zeros(len(keys), np.bool_)
-    inside = place < len(known)
-    hit[inside] = (known[place[inside]] == keys[inside]) & (keys[inside] != 0)
-    found.put(hit, stored.take(place[hit]))
-    return found, np.flatnonzero(~hit)
-
-
-def _load(store: Path) -> tuple[NDArray[np.uint64], Fingerprints]:
-    """Return the cache's keys, ascending, and their fingerprints; nothing, with a warning, from a damaged file."""
-    nothing = np.zeros(0, np.uint64), Fingerprints.empty(0)
-    try:
-        with np.load(store, allow_pickle=False) as file:
-            keys, stored = file["keys"], Fingerprints(*(file[field.name] for field in fields(Fingerprints)))
-    except (FileNotFoundError, NotADirectoryError):
-        return nothing
-    except (
-        Exception
-    ) as error:  # zipfile and numpy have many for a damaged file; whatever it is, images can be read again
-        warnings.warn(f"the cache {store} is damaged and is made anew: {error}", stacklevel=2)
-        return nothing
-    expected = Fingerprints.empty(len(keys))
-    for name in (field.name for field in fields(stored)):
-        if (array := getattr(stored, name)).shape != (
-            like := getattr(expected, name)
-        ).shape or array.dtype != like.dtype:
-            warnings.warn(f"the cache {store} has unexpected {name} and is made anew", stacklevel=2)
-            return nothing
-    return keys, stored
-
-
-def _merge(store: Path, keys: NDArray[np.uint64], new: Fingerprints) -> None:
-    """Add fingerprints to the cache as it is now; where it cannot be written, go on without it."""
-    if not len(keys):
-        return
-    known, stored = _load(store)
-    keys, first = np.unique(np.concatenate([keys, known]), return_index=True)
-    merged = join([new, stored]).take(first)
-    arrays = {field.name: getattr(merged, field.name) for field in fields(merged)}
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(store, lambda temporary: np.savez(temporary, keys=keys, **arrays))
-    except OSError as error:
-        warnings.warn(f"the cache {store} cannot be written: {error}", stacklevel=2)

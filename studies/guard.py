@@ -16,7 +16,7 @@ from datamodules.base import BaseDataModule
 from datamodules.errors import DataError, shorten
 from datamodules.table import ImageNames
 from studies.atomic import replace_file
-from studies.fingerprints import fingerprint_rows
+from studies.fingerprints import hash_rows
 from studies.near_duplicates import STRICT_BITS, hamming, hamming_matches
 from studies.runs import RunFolder
 
@@ -65,7 +65,7 @@ def record_training_images(folder: RunFolder, data: BaseDataModule, weights: str
     rows = data.rows("train")
     frame = _names(data, rows)
     if hashes and data.content_hashed:
-        words = fingerprint_rows(data, rows).hashes.T
+        words = hash_rows(data, rows).T
         frame = frame.assign(**{name: pd.array(word, dtype="UInt64") for name, word in zip(HASHES, words, strict=True)})
     inherited, unknown = _read_history(weights)
     frame = pd.concat([frame, inherited], ignore_index=True)
@@ -90,7 +90,7 @@ def check_source(weights: str | None, data: BaseDataModule) -> Overlap | None:
         named, twins = same_file_names(test["image"], others["image"])
         known = np.stack([others[name].to_numpy(dtype=np.uint64, na_value=0) for name in HASHES], axis=1)
         if data.content_hashed and known.any():
-            hashes = fingerprint_rows(data, data.rows("test")).hashes
+            hashes = hash_rows(data, data.rows("test"))
             found["image content"][hamming_matches(hashes, known, STRICT_BITS)[0]] = True
             both = hashes[named].any(axis=1) & known[twins].any(axis=1)
             # Equal names of unlike images mean that both sets merely count from 1.

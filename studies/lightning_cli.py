@@ -34,6 +34,7 @@ RESUME = "FARSHOT_RESUME"  # tells the other processes of a distributed run what
 HUSHED = (  # warnings of Lightning about what farshot does on purpose
     r"`isinstance\(treespec",
     "The number of training batches",
+    "Total length of `StreamLoader` across ranks is zero",
     "The '.*_dataloader' does not have many",
     "Be aware that when using `ckpt_path`, callbacks",
     r"Found \d+ module\(s\) in eval mode",
@@ -311,7 +312,7 @@ class FarshotCLI(LightningCLI):
             run,
             run=run,
             checkpoint=self.checkpoints.selected.relative_to(folder.path).as_posix(),
-            preprocessing={"transform": data.transform, "image_size": data.image_size, "channels": data.channels},
+            preprocessing={name: getattr(data, name) for name in ("transform", "image_size", "channels", "window")},
             **outcome.thresholds_of(model.results.get("validation"), model),
             state="finished",
         )

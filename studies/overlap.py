@@ -82,7 +82,7 @@ def same_files(sides: Sequence[Side], notes: list[str]) -> pd.DataFrame:
     files: list[Path | None] = []
     for side in sides:
         found = side.datamodule.image_files(side.rows)
-        files += [file if there else None for file, there in zip(found, side.present, strict=True)]
+        files += [file[0] if file and there else None for file, there in zip(found, side.present, strict=True)]
         stored = sum(file is None for file in found)
         if stored:
             notes.append(f"{stored} images of {side.label} are no files of their own: only the pictures are compared.")

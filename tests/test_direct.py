@@ -27,7 +27,7 @@ def folders(tmp_path_factory):
             for i, row in enumerate(rows)
         ]
 
-    tables.create_csv(root / "clinic", patients=30, images_each=1, change=change)
+    tables.create_csv(root / "clinic", patients=30, images_each=1, change=change, seed=5000)
     return root
 
 
@@ -66,7 +66,7 @@ def test_shared_labels_are_reported_and_the_rest_named(folders, run_once, run_cl
     assert "only in clinic: Scoliosis" in out
     assert "only in the run: Atelectasis" in out
     assert (run_once / "summary.json").read_text() == before
-    (folder,) = (run_once / "direct").iterdir()
+    folder = next((run_once / "direct").glob("clinic-*"))
     summary = json.loads((folder / "summary.json").read_text())
     row = summary["rows"][0]
     found = [row[name] for name in ("protocol", "target", "source", "source_n", "shots", "n_train", "n_test")]
@@ -89,6 +89,15 @@ def test_preprocessing_is_the_runs(folders, run_once, run_cli):
     assert run_cli("test", "--run", run_once, *clinic(folders))[0] == 0
     folder = next((run_once / "direct").iterdir())
     assert json.loads((folder / "summary.json").read_text())["rows"][0]["image_size"] == 16
+
+
+def test_all_images_of_the_other_set(folders, run_once, run_cli):
+    code, _, err = run_cli("test", "--run", run_once, *clinic(folders), "--images", "all")
+    assert (code, err) == (0, "")
+    rows = [json.loads((folder / "summary.json").read_text())["rows"][0] for folder in (run_once / "direct").iterdir()]
+    assert {row["split_policy"]: row["n_test"] for row in rows} == {"official": 9, "all images": 30}
+    code, _, err = run_cli("test", "--run", run_once, *clinic(folders), "--images", "most")
+    assert (code, "test (default) or all" in err) == (2, True)
 
 
 def test_rows_are_collected_with_the_study(folders, run_once, run_cli):

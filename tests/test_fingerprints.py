@@ -1,10 +1,10 @@
 """Fingerprints: the hash against a slow version of its definition, robust to resizing, and a cache that never lies."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.fft import dctn
 from datamodules import io
 from datamodules.errors import DataError, UnreadableImageError
 from studies import fingerprints
-from studies.fingerprints import Fingerprints, fingerprint_images, fingerprint_rows
+from studies.fingerprints import Fingerprints, fingerprint_images, fingerprint_rows, hash_rows
 
 
 def picture(seed, height=120, width=100, channels=1):
@@ -45,8 +45,8 @@ class Folder:
     def __init__(self, root, paths):
         self.root, self.paths, self.reads = Path(root), list(paths), []
 
-    def read_table(self):
-        return SimpleNamespace(paths=self.paths)
+    def image_files(self, rows):
+        return [(self.root / self.paths[row], "grey") for row in rows]
 
     def read_images(self, rows):
         self.reads += list(rows)
@@ -183,30 +183,47 @@ def test_a_damaged_cache_is_rebuilt_with_a_warning(folder, damage):
     assert folder.reads == []
 
 
-def test_a_cache_of_other_arrays_is_rebuilt(folder):
+def test_entries_of_another_size_are_read_again(folder):
     expected = fingerprint_rows(folder, range(5))
-    with np.load(cache_file(folder)) as file:
-        arrays = dict(file)
-    np.savez(cache_file(folder), **(arrays | {"thumbnails": arrays["thumbnails"][:, :16]}))
-    with pytest.warns(UserWarning, match="unexpected thumbnails"):
-        assert same(fingerprint_rows(folder, range(5)), expected)
-
-
-def test_what_another_process_wrote_is_kept(folder, monkeypatch):
-    store = fingerprints._cache_file(folder)
-    original = fingerprints._merge
-
-    def late(path, keys, new):
-        monkeypatch.setattr(fingerprints, "_merge", original)
-        fingerprint_rows(Folder(folder.root, folder.paths), [3, 4])  # another one, between our look-up and our write
-        original(path, keys, new)
-
-    monkeypatch.setattr(fingerprints, "_merge", late)
-    fingerprint_rows(folder, [0, 1])
-    assert store.is_file()
+    with sqlite3.connect(cache_file(folder)) as database:
+        database.execute("UPDATE fingerprints SET thumbnails = x'00'")
     folder.reads.clear()
-    fingerprint_rows(folder, range(5))
-    assert folder.reads == [2]
+    assert same(fingerprint_rows(folder, range(5)), expected)
+    assert folder.reads == [0, 1, 2, 3, 4]
+
+
+def test_hashes_alone_are_the_same_and_fill_the_cache_for_both(folder):
+    hashes = hash_rows(folder, range(5))
+    folder.reads.clear()
+    found = fingerprint_rows(folder, range(5))
+    np.testing.assert_array_equal(found.hashes, hashes)
+    assert folder.reads == []
+    assert found.thumbnails.any()
+    np.testing.assert_array_equal(hash_rows(folder, [4, 2]), hashes[[4, 2]])
+
+
+def test_another_way_of_decoding_is_another_entry(folder):
+    fingerprint_rows(folder, [0])
+    folder.image_files = lambda rows: [(folder.root / folder.paths[row], "window (0, 4095)") for row in rows]
+    folder.reads.clear()
+    fingerprint_rows(folder, [0])
+    assert folder.reads == [0]
+
+
+def test_processes_write_at_once(folder):
+    code = """
+import sys
+import numpy as np
+from studies import fingerprint_cache as cache
+first = int(sys.argv[1])
+for number in range(first, first + 50):
+    cache.add(np.array([number], np.uint64), [b"h" * 32], [b"t" * 2048])
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    started = [subprocess.Popen([*command, str(first)], cwd=Path(__file__).parents[1]) for first in (1, 100)]
+    assert [process.wait() for process in started] == [0, 0]
+    with sqlite3.connect(cache_file(folder)) as database:
+        assert database.execute("SELECT COUNT(*) FROM fingerprints").fetchone() == (100,)
 
 
 def test_a_cache_that_cannot_be_written_only_warns(folder, tmp_path, monkeypatch):
@@ -218,7 +235,7 @@ def test_a_cache_that_cannot_be_written_only_warns(folder, tmp_path, monkeypatch
 
 def test_sets_without_files_are_computed_every_time(folder):
     images = [picture(number) for number in range(3)]
-    folder.paths, folder.reads = ["train/0", "train/1", "train/2"], []
+    folder.image_files, folder.reads = lambda rows: [None] * len(rows), []
     folder.read_images = lambda rows: folder.reads.extend(rows) or [images[row] for row in rows]
     for _ in range(2):
         assert same(fingerprint_rows(folder, [2, 1]), fingerprint_images([images[2], images[1]]))

@@ -57,6 +57,8 @@ class ChestXrayMixture(BaseDataModule):
     ) -> None:
         self.sources, self.merge, self.sampling, self.temperature = list(sources), merge, sampling, temperature
         _check_sources(self.sources)
+        # What `predict` reads deep images by; each source reads its own files by its own.
+        self.window = next((source.window for source in self.sources if source.window is not None), None)
         self.name = "+".join(source.name for source in self.sources)
         self.class_names = ontology.merge([source.own_class_names for source in self.sources], merge)
         if not self.class_names:
@@ -146,9 +148,9 @@ class ChestXrayMixture(BaseDataModule):
                 column[places] = values
         return ImageNames(*names)
 
-    def image_files(self, rows: np.ndarray) -> list[Path | None]:
+    def image_files(self, rows: np.ndarray) -> list[tuple[Path, str] | None]:
         """The file of every row, as its source knows it."""
-        files: list[Path | None] = [None] * len(rows)
+        files: list[tuple[Path, str] | None] = [None] * len(rows)
         for source, places, own_rows in self._by_source(rows):
             for place, file in zip(places.tolist(), source.image_files(own_rows), strict=True):
                 files[place] = file

@@ -78,7 +78,7 @@ class _CIFAR(BaseDataModule):
             split=split_column(["train"] * len(train.targets) + ["test"] * len(test.targets)),
         )
 
-    def image_files(self, rows: np.ndarray) -> list[Path | None]:
+    def image_files(self, rows: np.ndarray) -> list[tuple[Path, str] | None]:
         """None: the images are no files of their own."""
         return [None] * len(rows)
 

@@ -101,12 +101,14 @@ class Predictor:
         model: The run's selected weights.
         transform: Evaluation transform: (uint8 (H, W, C), seed) → uint8 (C, size, size).
         mode: How images are decoded.
+        window: Intensities that become black and white in images deeper than 8 bits.
         thresholds: Probability above which a label is present, one a label; empty for multi-class.
     """
 
     model: Classification
     transform: Transform
     mode: Literal["rgb", "grey"]
+    window: tuple[float, float] | None
     thresholds: list[float]
 
 
@@ -128,6 +130,7 @@ def load_predictor(folder: RunFolder) -> Predictor:
         model=model.to("cuda" if torch.cuda.is_available() else "cpu").eval(),
         transform=create_transform(settings["transform"], settings["image_size"], train=False),
         mode="grey" if settings["channels"] == 1 else "rgb",
+        window=settings.get("window"),
         thresholds=[float(value) for value in summary["thresholds"]],
     )
 
@@ -146,7 +149,8 @@ def predict(predictor: Predictor, paths: Sequence[Path], batch_size: int) -> tup
         images = []
         for path in paths[start : start + batch_size]:
             try:
-                images.append(predictor.transform(io.read_image(path, mode=predictor.mode), 0))
+                image = io.read_image(path, mode=predictor.mode, window=predictor.window)
+                images.append(predictor.transform(image, 0))
                 ids.append(str(path))
             except UnreadableImageError as error:
                 unreadable.append(f"{path}: {error.problem}")

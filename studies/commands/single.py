@@ -5,14 +5,15 @@ from pathlib import Path
 
 from studies.direct import DirectTest, without_weights
 from studies.lightning_cli import FarshotCLI
-from studies.runs import RunFolder
+from studies.runs import RunError, RunFolder
 
 
 def run(words: Sequence[str]) -> None:
     """Run one command.
 
     `test --run R` and `validate --run R` rebuild data settings, preprocessing and weights from the run folder; further
-    words override its configuration. `test --run R --data D` evaluates the run on another data set (protocol `direct`).
+    words override its configuration. `test --run R --data D` evaluates the run on another data set (protocol `direct`);
+    `--images all` takes all of that set's images instead of its test set.
     """
     command, rest = words[0], list(words[1:])
     folder, others = take_option(rest, "--run")
@@ -22,7 +23,10 @@ def run(words: Sequence[str]) -> None:
     run_folder = RunFolder(Path(folder))
     data, others_than_data = take_option(others, "--data")
     if command == "test" and data is not None:
-        DirectTest(run_folder, data, others_than_data)
+        images, words = take_option(others_than_data, "--images")
+        if images not in (None, "test", "all"):
+            raise RunError(f"--images {images}", where="--images", valid="test (default) or all")
+        DirectTest(run_folder, data, words, "all" if images == "all" else "test")
         return
     FarshotCLI([command, *from_run(run_folder), *others], folder=run_folder)
 

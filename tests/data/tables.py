@@ -16,14 +16,14 @@ def create_tree(root, *, splits=("train", "val", "test"), images=8, suffix=".png
     return root
 
 
-def create_csv(root, *, patients=40, images_each=2, change=None):
+def create_csv(root, *, patients=40, images_each=2, change=None, seed=0):
     """Two labels (one cell in ten unknown), several images a patient; `change(rows)` edits the rows before writing."""
     rows = []
     for patient in range(patients):
         for image in range(images_each):
             number = patient * images_each + image
             name = f"images/p{patient:03d}_{image}.png"
-            write_image(root / name, number, channels=1)
+            write_image(root / name, seed + number, channels=1)
             cell = "" if number % 10 == 9 else str(int(patient % 3 == 0))
             site = f"site {patient % 2}"
             rows.append(
