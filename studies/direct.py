@@ -75,7 +75,8 @@ class DirectTest(FarshotCLI):
         settings = identity(self.plain_config())
         settings = {"images": self.images, **{k: v for k, v in settings.items() if k.startswith("data.")}}
         folder = RunFolder(self.folder.path / HERE / f"{data.name}-{hash_of(settings)[:6]}")
-        columns = {**self._row(found), "run": f"{self.folder.path.name}/{HERE}/{folder.path.name}"}
+        name = f"{self.folder.path.name}/{HERE}/{folder.path.name}"
+        columns = {**self._row(found), "cell": name, "run": name}
         folder.path.mkdir(parents=True, exist_ok=True)
         outcome.write_predictions(folder, "test", result, data)
         folder.update_summary(
@@ -100,7 +101,6 @@ class DirectTest(FarshotCLI):
         test = data.rows("test")
         return {
             "study": self.folder.path.parent.name,
-            "cell": f"{self.folder.path.name}-{HERE}-{data.name}",
             **{name: source.get(name) for name in ("architecture", "seed", "selection")},
             "source": source.get("target"),
             "source_n": source.get("n_train"),
