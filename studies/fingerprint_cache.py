@@ -52,7 +52,7 @@ def file_keys(files: Sequence[tuple[Path, str] | None]) -> Keys:
 
 
 def look_up(keys: Keys, column: str) -> dict[int, bytes]:
-    """One column (hash, thumbnails) of the keys that the cache has; nothing, with a warning, from a damaged file."""
+    """One column (hash or thumbnails) of the keys that the cache has; nothing, with a warning, from a damaged file."""
     wanted = [_signed(key) for key in keys.tolist() if key]
     found: dict[int, bytes] = {}
     if not wanted or not cache_file().is_file():

@@ -131,14 +131,17 @@ def _stream(
                 new = join(pieces)
                 found.put(todo, new)
                 kept = np.flatnonzero(new.readable)
-                stored = new.take(kept)
-                pictures = np.stack([stored.thumbnails, stored.contents], axis=1)
-                fingerprint_cache.add(
-                    keys[todo[kept]],
-                    [words.tobytes() for words in stored.hashes],
-                    [pair.tobytes() for pair in pictures],
-                )
+                _store(keys[todo[kept]], new.take(kept))
             yield found
+
+
+def _store(keys: NDArray[np.uint64], new: Fingerprints) -> None:
+    """Write fingerprints to the cache; the second thumbnail only where there is one."""
+    pictures = [
+        thumbnail.tobytes() + (content.tobytes() if content.any() else b"")
+        for thumbnail, content in zip(new.thumbnails, new.contents, strict=True)
+    ]
+    fingerprint_cache.add(keys, [words.tobytes() for words in new.hashes], pictures)
 
 
 def _cached(keys: NDArray[np.uint64], *, thumbnails: bool) -> tuple[Fingerprints, NDArray[np.int64]]:
@@ -147,13 +150,14 @@ def _cached(keys: NDArray[np.uint64], *, thumbnails: bool) -> tuple[Fingerprints
     hashes = fingerprint_cache.look_up(keys, "hash")
     pictures = fingerprint_cache.look_up(keys, "thumbnails") if thumbnails else {}
     for position, key in enumerate(keys.tolist()):
-        words, pair = hashes.get(key), pictures.get(key)
-        if words is None or len(words) != 32 or (thumbnails and len(pair or b"") != 2 * SIDE * SIDE):
+        words, stored = hashes.get(key), pictures.get(key, b"")
+        if words is None or len(words) != 32 or (thumbnails and len(stored) not in (SIDE * SIDE, 2 * SIDE * SIDE)):
             continue
         found.hashes[position] = np.frombuffer(words, np.uint64)
-        if pair is not None:
-            both = np.frombuffer(pair, np.uint8).reshape(2, SIDE, SIDE)
-            found.thumbnails[position], found.contents[position] = both
+        for target, picture in zip(
+            (found.thumbnails, found.contents), np.frombuffer(stored, np.uint8).reshape(-1, SIDE, SIDE), strict=False
+        ):
+            target[position] = picture
         found.readable[position] = True
     return found, np.flatnonzero(~found.readable)
 

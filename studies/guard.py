@@ -18,6 +18,7 @@ from datamodules.table import ImageNames
 from studies.atomic import replace_file
 from studies.fingerprints import hash_rows
 from studies.near_duplicates import STRICT_BITS, hamming, hamming_matches
+from studies.overlap import distinctive_names
 from studies.runs import RunFolder
 
 RECORD = "training_images.parquet"
@@ -125,19 +126,16 @@ def guard(weights: str | None, data: BaseDataModule) -> str:
 
 
 def same_file_names(test: "pd.Series[str]", seen: "pd.Series[str]") -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of images of two releases with one file name, the folder and the ending aside.
-
-    Names that are not unique in each set tell nothing: `0001.jpg` stands in every class folder, `00012345_001.png` is
-    one image.
+    """Pairs of images of two releases with one file name that is no coincidence; see `overlap.distinctive_names`.
 
     Returns:
         Places in `test` and in `seen`, int64 (K,) each.
     """
-    stems = [column.astype(object).str.extract(r"([^/]+?)(?:\.[^./]*)?$")[0] for column in (test, seen)]
-    if not all(stem.is_unique for stem in stems):
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    twins = pd.Index(stems[1]).get_indexer(pd.Index(stems[0]))
-    return np.flatnonzero(twins >= 0), twins[twins >= 0].astype(np.int64)
+    names, others = distinctive_names(test.to_numpy(dtype=object)), distinctive_names(seen.to_numpy(dtype=object))
+    named = np.flatnonzero(others != "")
+    twins = pd.Index(others[named]).get_indexer(pd.Index(names))
+    found = np.flatnonzero((twins >= 0) & (names != ""))
+    return found, named[twins[found]]
 
 
 def _names(data: BaseDataModule, rows: np.ndarray) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from scipy.fft import dctn
 
 from datamodules import io
 from datamodules.errors import DataError, UnreadableImageError
-from studies import fingerprints
+from studies import fingerprint_cache, fingerprints
 from studies.fingerprints import Fingerprints, fingerprint_images, fingerprint_rows, hash_rows
 
 
@@ -171,13 +171,22 @@ def test_an_error_about_the_data_set_is_not_swallowed(folder):
     assert issubclass(UnreadableImageError, DataError)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 100])
+@pytest.mark.parametrize("damage", [lambda data: data[:3000], lambda data: b"x" * 100])
 def test_a_damaged_cache_is_rebuilt_with_a_warning(folder, damage):
     expected = fingerprint_rows(folder, range(5))
     path = cache_file(folder)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.warns(UserWarning, match="damaged and is made anew"):
         assert same(fingerprint_rows(folder, range(5)), expected)
+    folder.reads.clear()
+    fingerprint_rows(folder, range(5))
+    assert folder.reads == []
+
+
+def test_an_empty_cache_file_is_filled(folder):
+    Path(os.environ["FARSHOT_CACHE"]).mkdir()
+    fingerprint_cache.cache_file().touch()
+    fingerprint_rows(folder, range(5))
     folder.reads.clear()
     fingerprint_rows(folder, range(5))
     assert folder.reads == []

@@ -27,7 +27,7 @@ def create(root, *, patients=30, first=0, prefix="a"):
     rows = []
     for patient in range(first, first + patients):
         for image in range(2):
-            name = f"{prefix}{patient:03d}_{image}.png"
+            name = f"{prefix}{patient:05d}_{image}.png"
             write_image(root / name, 2 * patient + image, size=(64, 64), channels=1, detail=24)
             split = "test" if patient - first >= 20 else "train"
             rows.append({"file": name, "sick": patient % 2, "patient": f"p{patient}", "split": split})
@@ -60,17 +60,17 @@ def test_its_own_split_is_clean(tmp_path, source):
 def test_another_split_of_the_same_set(tmp_path, source):
     frame = pd.read_csv(tmp_path / "a" / "labels.csv")
     frame["split"] = np.where(frame["patient"].isin(["p3", "p25"]), "test", "train")
-    frame = frame[frame["file"] != "a003_1.png"]
+    frame = frame[frame["file"] != "a00003_1.png"]
     frame.to_csv(tmp_path / "a" / "labels.csv", index=False)
     overlap = guard.check_source(source, module(tmp_path / "a"))
     assert (overlap.by["id"], overlap.by["patient"], overlap.tested) == (1, 1, 3)
-    assert overlap.examples == ["a003_0.png"]
+    assert overlap.examples == ["a00003_0.png"]
 
 
 def test_a_patient_with_other_images(tmp_path, source):
     frame = pd.read_csv(tmp_path / "a" / "labels.csv")
-    frame.loc[frame["file"] == "a025_0.png", ["patient"]] = "p4"
-    frame = frame[frame["patient"].isin(["p4", "p25"]) == frame["file"].str.startswith("a025")]
+    frame.loc[frame["file"] == "a00025_0.png", ["patient"]] = "p4"
+    frame = frame[frame["patient"].isin(["p4", "p25"]) == frame["file"].str.startswith("a00025")]
     frame.to_csv(tmp_path / "a" / "labels.csv", index=False)
     overlap = guard.check_source(source, module(tmp_path / "a"))
     assert (overlap.by["id"], overlap.by["patient"]) == (0, 1)
@@ -79,10 +79,10 @@ def test_a_patient_with_other_images(tmp_path, source):
 def test_copies_under_other_names_in_another_set(tmp_path, source):
     (tmp_path / "b").mkdir()
     create(tmp_path / "b", first=100, prefix="b")
-    for number, original in enumerate(("a000_0", "a001_1", "a005_0")):
+    for number, original in enumerate(("a00000_0", "a00001_1", "a00005_0")):
         image = cv2.imread(str(tmp_path / "a" / f"{original}.png"), cv2.IMREAD_GRAYSCALE)
         changed = cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
-        cv2.imwrite(str(tmp_path / "b" / f"b12{number}_0.png"), changed)
+        cv2.imwrite(str(tmp_path / "b" / f"b0012{number}_0.png"), changed)
     overlap = guard.check_source(source, module(tmp_path / "b"))
     assert overlap.by == {"id": 0, "patient": 0, "file name": 0, "image content": 3}
     with pytest.raises(guard.DataError, match=r"trained on test images of b: 3 by image content, of 20") as error:
