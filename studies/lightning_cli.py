@@ -263,11 +263,15 @@ class FarshotCLI(LightningCLI):
         if self.folder is None or getattr(rank_zero_only, "rank", None):
             return ""
         weights = (self.settings["model"].get("init_args") or {}).get("weights")
-        found = guard.guard(weights, self.datamodule)
-        if "LEAK" in found:
-            display.say(f"warning: {found}; result rows say so")
+        data = self.datamodule
+        found = guard.guard(weights, data)
+        sizes = " / ".join(f"{len(data.rows(split)):,}" for split in ("train", "validation", "test"))
+        display.say(f"data: {data.name}, {sizes} images (train / validation / test)")
+        display.say(f"split: {data.split_policy}; guard: {found}")
+        if data.label_policy:
+            display.say(f"labels: {data.label_policy}")
         if not self.resume or not (self.folder.path / guard.RECORD).is_file():
-            guard.record_training_images(self.folder, self.datamodule, weights, hashes=self.settings["image_hashes"])
+            guard.record_training_images(self.folder, data, weights, hashes=self.settings["image_hashes"])
         return found
 
     def _counts_steps(self) -> bool:
