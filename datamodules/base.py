@@ -11,17 +11,15 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from datamodules import few_shot, io, splits
-from datamodules.alignment import align_labels
 from datamodules.arguments import check_arguments
 from datamodules.assignment import FoldBy, SplitSettings, assign_splits
-from datamodules.errors import DataError, closest
+from datamodules.errors import DataError
 from datamodules.exclusions import Exclusion, exclusion_flow, unlabelled, usable_rows
 from datamodules.files import check_files
+from datamodules.label_space import Task, choose_labels
 from datamodules.streaming import StreamingDataModule
 from datamodules.table import SPLITS, ImageNames, Table
 from datamodules.transforms import create_transform
-
-Task = Literal["multiclass", "binary", "multilabel"]
 
 
 @lru_cache(maxsize=1)
@@ -214,11 +212,7 @@ class BaseDataModule(StreamingDataModule):
                 fold_by=self.fold_by,
             )
         )
-        if self._label_columns is not None:
-            table = table.with_labels(self._label_columns)
-        if self.outputs is not None:
-            table = table.relabelled(align_labels(table.labels, self.own_class_names, self.outputs))
-        return table
+        return table.relabelled(self.space.apply(table.labels))
 
     def assigned_table(self, settings: SplitSettings) -> tuple[Table, str]:
         """Load the table, give every row its split, and resolve its labels: (table, split policy in words)."""
@@ -326,36 +320,16 @@ class BaseDataModule(StreamingDataModule):
             self.setup()
         return self._rows[split]
 
-    # Arguments ---------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _label_columns(self) -> list[int] | None:
-        """Columns of the full label matrix that `labels` selects; also restricts `class_names`."""
-        if self.labels is None:
-            return None
-        if self.task != "multilabel":
-            raise DataError(
-                f"labels: restricts multi-label sets; {self.name} is {self.task}",
-                where="data.init_args.labels",
-            )
-        full = list(self.class_names)
-        for label in self.labels:
-            if label not in full:
-                near = closest(label, full)
-                raise DataError(
-                    f"{self.name} has no label {label!r}" + (f"; did you mean {near!r}?" if near else ""),
-                    where="data.init_args.labels",
-                    valid=full,
-                )
-        return [full.index(label) for label in self.labels]
+    # The names in use --------------------------------------------------------------------------------------------
 
     def restrict_labels(self) -> None:
         """Apply `labels` or `outputs` to the names; a subclass that finds its `class_names` late calls it itself."""
-        self.own_class_names = list(self.class_names)
-        columns = self._label_columns
-        if columns is not None:
-            self.class_names = [self.class_names[column] for column in columns]
-        elif self.outputs is not None:
-            self.class_names = list(self.outputs)
-            if self.task != "multiclass":
-                self.task = "binary" if len(self.outputs) == 1 else "multilabel"
+        self.space = choose_labels(
+            self.class_names, self.task, dataset=self.name, labels=self.labels, outputs=self.outputs
+        )
+        self.class_names, self.task = self.space.names, self.space.task
+
+    @property
+    def own_class_names(self) -> list[str]:
+        """All names of the set, whatever `labels` or `outputs` choose."""
+        return self.space.own

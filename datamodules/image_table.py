@@ -8,8 +8,9 @@ import pandas as pd
 
 from datamodules import dicom, readers
 from datamodules.arguments import checked_window
-from datamodules.base import BaseDataModule, Task
+from datamodules.base import BaseDataModule
 from datamodules.errors import DataError, closest
+from datamodules.label_space import Task
 from datamodules.metadata import metadata_column
 from datamodules.table import METADATA, Origin, Table, split_column, strings
 

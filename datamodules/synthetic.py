@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.base import BaseDataModule, Task
+from datamodules.base import BaseDataModule
 from datamodules.errors import DataError
 from datamodules.generator import ImageGenerator
+from datamodules.label_space import Task
 from datamodules.table import Table, split_column, strings
 
 TEST_START = 1 << 40  # test images are counted from here, so they never depend on the number of training images

@@ -105,10 +105,6 @@ class Table:
         """Return the table with other labels, (N,) or (N, L)."""
         return replace(self, labels=labels)
 
-    def with_labels(self, columns: Sequence[int]) -> "Table":
-        """Return the table with only the given label columns (multi-label and binary)."""
-        return replace(self, labels=np.ascontiguousarray(self.labels[:, list(columns)]))
-
 
 def concatenate(tables: Sequence[Table]) -> Table:
     """Put tables with the same labels below each other; a metadata column that a table lacks is unknown there."""

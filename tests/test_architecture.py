@@ -27,6 +27,8 @@ LEAVES = {
         "readers",
         "generator",
         "rows",
+        "label_space",
+        "arguments",
         "ontology",
         "alignment",
         "assignment",

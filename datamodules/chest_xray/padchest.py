@@ -13,11 +13,11 @@ import pandas as pd
 
 from datamodules import few_shot, ontology, readers
 from datamodules.arguments import checked_window
-from datamodules.base import Task
 from datamodules.chest_xray.base import ChestXray
 from datamodules.chest_xray.labels import substring_matrix, token_matrix
 from datamodules.errors import DataError, closest
 from datamodules.files import split_parents
+from datamodules.label_space import Task
 from datamodules.metadata import mapped_column, sex_column, years_column
 from datamodules.rows import reject_rows
 from datamodules.table import Origin, Table, split_column, strings
