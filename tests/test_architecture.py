@@ -88,6 +88,7 @@ def test_files_stay_small():
         ["--help"],
         ["list", "datasets"],
         ["list", "models"],
+        ["list", "datasets", "PadChest"],
         ["study", "status", "configs/studies/quickstart.yaml"],
         ["audit", "--help"],
     ],
