@@ -11,10 +11,9 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
     Args:
         given: Values of batch_size, num_workers, image_size, shots, num_images, fraction, val_fraction, test_fraction,
-            folds, fold, labels and outputs; `BaseDataModule` explains them.
+            folds and fold; `BaseDataModule` explains them.
     """
     _check_exclusive(given, ("shots", "num_images", "fraction"))
-    _check_exclusive(given, ("labels", "outputs"))
     shots, folds = given["shots"], given["folds"]
     fits: list[tuple[str, bool, str]] = [
         ("batch_size", given["batch_size"] >= 1, "1 or more"),

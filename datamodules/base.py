@@ -42,6 +42,7 @@ class BaseDataModule(StreamingDataModule):
         num_images: Train on this many images at natural prevalence.
         fraction: Train on this share of the training images, 0–1.
         few_shot_seed: Seed of the draw for shots, num_images and fraction.
+        on_small: What a class with fewer images than `shots` is: an error, or a warning and all there are.
         one_per_group: Few-shot draws take at most one image a patient.
         val_fraction: Share of the training groups held out for validation where no official validation exists.
         test_fraction: Share of the groups in the test set where no official test set exists (fixed hash).
@@ -81,6 +82,7 @@ class BaseDataModule(StreamingDataModule):
         num_images: int | None = None,
         fraction: float | None = None,
         few_shot_seed: int = 0,
+        on_small: Literal["error", "warn"] = "error",
         one_per_group: bool = True,
         val_fraction: float = 0.1,
         test_fraction: float = 0.15,
@@ -110,7 +112,7 @@ class BaseDataModule(StreamingDataModule):
             fraction,
             few_shot_seed,
         )
-        self.one_per_group = one_per_group
+        self.on_small, self.one_per_group = on_small, one_per_group
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
         self.folds, self.fold, self.fold_by = folds, fold, fold_by
         self.balance, self.labels, self.outputs, self.seed = balance, labels, outputs, seed
@@ -156,6 +158,11 @@ class BaseDataModule(StreamingDataModule):
     def release(self) -> str:
         """Name of the release that images and patients belong to; variants of one release share it."""
         return self.name
+
+    @property
+    def unnamed_releases(self) -> frozenset[str]:
+        """Releases here whose name is the user's own choice: another set may bear it, too."""
+        return frozenset()
 
     def image_names(self, rows: np.ndarray) -> ImageNames:
         """What each of `rows` (int64) is called: data set, image and group; a run records its training images so."""
@@ -279,18 +286,18 @@ class BaseDataModule(StreamingDataModule):
         if self.outputs is not None:  # nothing is trained on this set, so nothing can leak within it
             self.group_leak = ""
             return
-        groups, split = table.groups[usable], table.split[usable]
-        if self.leaks == "stop" and not self.leaky_by_choice:
-            splits.check_disjoint(groups, split, f"splits of {self.name} ({self.split_policy})")
-        crossing = splits.crossing_groups(groups, split) if self.leaks == "record" or self.leaky_by_choice else []
+        if self.leaks == "stop":
+            strict = usable & ~self.leaky_rows(table)
+            where = f"splits of {self.name} ({self.split_policy})"
+            splits.check_disjoint(table.groups[strict], table.split[strict], where)
+        crossing = splits.crossing_groups(table.groups[usable], table.split[usable])
         self.group_leak = f"LEAK: {len(crossing)} patients in several splits" if crossing else ""
         if crossing:
             warnings.warn(f"{self.name}: {self.group_leak}, such as {crossing[0]}; result rows say so", stacklevel=2)
 
-    @property
-    def leaky_by_choice(self) -> bool:
-        """Whether the chosen split is known to put a patient's images on both sides."""
-        return False
+    def leaky_rows(self, table: Table) -> np.ndarray:
+        """Rows, bool (N,), whose chosen split is known to put a patient's images on both sides. Default: none."""
+        return np.zeros(len(table), dtype=bool)
 
     def draw(self, table: Table, train: np.ndarray) -> np.ndarray:
         """Positions within `train` of the images to train on: shots, num_images, fraction or all."""
@@ -303,6 +310,7 @@ class BaseDataModule(StreamingDataModule):
                 groups,
                 class_names=self.class_names,
                 one_per_group=self.one_per_group,
+                on_small=self.on_small,
             )
         if self.num_images is not None or self.fraction is not None:
             return few_shot.subset(
@@ -331,5 +339,5 @@ class BaseDataModule(StreamingDataModule):
 
     @property
     def own_class_names(self) -> list[str]:
-        """All names of the set, whatever `labels` or `outputs` choose."""
-        return self.space.own
+        """Names that the set annotates, restricted by `labels`, whatever `outputs` they are arranged as."""
+        return self.space.annotated

@@ -247,7 +247,7 @@ def _report_small(
         problem,
         where=f"shots={k}",
         valid=f"1 to {counts.min()} shots" if counts.min() > 0 else "classes that occur in the training set",
-        hint="choose fewer shots, leave these classes out, or take all there are with on_small='warn'",
+        hint="choose fewer shots, leave these classes out, or take all there are with --data.on_small warn",
     )
 
 

@@ -12,6 +12,7 @@ from datamodules.base import BaseDataModule
 from datamodules.errors import DataError, closest
 from datamodules.label_space import Task
 from datamodules.metadata import metadata_column
+from datamodules.rows import reject_rows
 from datamodules.table import METADATA, Origin, Table, split_column, strings
 
 ROLES = ("path", "label", "group", "split", *METADATA)
@@ -115,6 +116,11 @@ class ImageTable(BaseDataModule):
             )
         return names
 
+    @property
+    def unnamed_releases(self) -> frozenset[str]:
+        """This set: its name is that of a folder, or the user's choice."""
+        return frozenset({self.release})
+
     def load_table(self) -> Table:
         """Read the folder listing or the table."""
         return self._load_tree() if self.table is None else self._load_file(self.table)
@@ -147,26 +153,17 @@ class ImageTable(BaseDataModule):
     def _load_file(self, path: Path) -> Table:
         roles = {role: _names(column) for role, column in self.columns.items()}
         frame = readers.read_frame(path, [name for names in roles.values() for name in names])
-        images = frame[roles["path"][0]].astype(str)
-        blank = np.flatnonzero((images.str.strip() == "").to_numpy())
-        if len(blank):
-            raise DataError("a row without an image", where=f"{path}, line {blank[0] + 2}")
-        twice = np.flatnonzero(images.duplicated().to_numpy())
-        if len(twice):
-            raise DataError(
-                f"image {images.iloc[twice[0]]!r} is listed twice ({len(twice)} such rows)",
-                where=f"{path}, line {twice[0] + 2}",
-            )
+        images = readers.text_column(frame[roles["path"][0]])
+        reject_rows(images == "", images, "a row without an image:", path)
+        reject_rows(images.duplicated(), images, "image listed twice:", path)
         split = np.full(len(frame), "", dtype=object)
         if "split" in roles:
             split = self._read_split(frame[roles["split"][0]], path)
         tags = dicom.columns(self.root, images.tolist(), mapped=roles)
         groups = tags.pop("group", images)
         if "group" in roles:
-            groups = frame[roles["group"][0]].astype(str)
-            empty = np.flatnonzero((groups.str.strip() == "").to_numpy())
-            if len(empty):
-                raise DataError("a row without a group (patient)", where=f"{path}, line {empty[0] + 2}")
+            groups = readers.text_column(frame[roles["group"][0]])
+            reject_rows(groups == "", groups, "a row without a group (patient):", path)
         return Table(
             paths=strings(images),
             labels=self._read_labels(frame[roles["label"]], str(path)),
@@ -183,15 +180,10 @@ class ImageTable(BaseDataModule):
         return readers.binary_cells(cells, where)
 
     def _read_split(self, cells: "pd.Series[str]", path: Path) -> np.ndarray:
-        values = cells.astype(str).str.strip().str.lower()
+        values = readers.text_column(cells).str.lower()
         known = {**readers.SPLIT_FOLDERS, "": ""}
-        bad = np.flatnonzero(~values.isin(list(known)).to_numpy())
-        if len(bad):
-            raise DataError(
-                f"unknown split {cells.iloc[bad[0]]!r}",
-                where=f"{path}, line {bad[0] + 2}",
-                valid=[*readers.SPLIT_FOLDERS, "blank (unused)"],
-            )
+        valid = [*readers.SPLIT_FOLDERS, "blank (unused)"]
+        reject_rows(~values.isin(list(known)), cells, "unknown split", path, valid=valid)
         return values.map(known).to_numpy(dtype=object)
 
 

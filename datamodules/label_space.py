@@ -18,25 +18,38 @@ class LabelSpace:
 
     Attributes:
         own: All names of the set, in the order of its label columns or class numbers.
-        names: Names in use.
-        task: Task with these names.
-        chosen: Places in `own` of the names in use; None where they are another model's outputs.
+        chosen: Places in `own` of the names that may be used, in their order.
+        task: Task with the names in use.
+        outputs: Outputs of another model that the chosen labels are arranged as; None = none.
     """
 
     own: list[str]
-    names: list[str]
+    chosen: list[int]
     task: Task
-    chosen: list[int] | None
+    outputs: list[str] | None = None
 
     def apply(self, labels: np.ndarray) -> np.ndarray:
         """Labels over `own`, int64 (N,) or float32 (N, L), as labels over `names`; a class not in use becomes −1."""
-        if self.chosen is None:
-            return align_labels(labels, self.own, self.names)
+        if len(self.chosen) < len(self.own) or self.chosen != sorted(self.chosen):
+            labels = self._choose(labels)
+        return labels if self.outputs is None else align_labels(labels, self.annotated, self.outputs)
+
+    def _choose(self, labels: np.ndarray) -> np.ndarray:
         if labels.ndim == 2:
-            return labels if self.own == self.names else np.ascontiguousarray(labels[:, self.chosen])
+            return np.ascontiguousarray(labels[:, self.chosen])
         number = np.full(len(self.own) + 1, -1, dtype=np.int64)
         number[self.chosen] = np.arange(len(self.chosen))
         return np.asarray(number[labels])
+
+    @property
+    def annotated(self) -> list[str]:
+        """Names that the set annotates and the run may use."""
+        return [self.own[place] for place in self.chosen]
+
+    @property
+    def names(self) -> list[str]:
+        """Names in use: the outputs of another model, or what is annotated."""
+        return self.annotated if self.outputs is None else self.outputs
 
 
 def choose_labels(
@@ -48,7 +61,7 @@ def choose_labels(
     outputs: Sequence[str] | None = None,
     classes: Sequence[int] | None = None,
 ) -> LabelSpace:
-    """Choose the names in use; at most one of the three choices is given.
+    """Choose the names in use.
 
     Args:
         own: All names of the set.
@@ -62,10 +75,6 @@ def choose_labels(
         DataError: Labels of a set that is not multi-label, or a name that it does not have.
     """
     own = list(own)
-    if outputs is not None:
-        if task != "multiclass":
-            task = "binary" if len(outputs) == 1 else "multilabel"
-        return LabelSpace(own, list(outputs), task, None)
     if labels is not None and task != "multilabel":
         raise DataError(
             f"labels: restricts multi-label sets; {dataset} is {task}",
@@ -80,4 +89,6 @@ def choose_labels(
                 valid=own,
             )
     chosen = [own.index(label) for label in labels] if labels is not None else list(classes or range(len(own)))
-    return LabelSpace(own, [own[place] for place in chosen], task, chosen)
+    if outputs is not None and task != "multiclass":
+        task = "binary" if len(outputs) == 1 else "multilabel"
+    return LabelSpace(own, chosen, task, list(outputs) if outputs is not None else None)

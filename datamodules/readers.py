@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -128,14 +128,26 @@ def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
                     valid=present,
                 )
         if path.suffix == ".parquet":
-            return pd.read_parquet(path, columns=list(columns) if columns else None)
-        return _read_csv(path, present, columns)
+            frame = pd.read_parquet(path, columns=list(columns) if columns else None)
+        else:
+            frame = _read_csv(path, present, columns)
+        if not len(frame):
+            raise DataError("the table has no rows", where=str(path), hint="check that the file is whole")
+        return frame
     except DataError:
         raise
     except Exception as error:
         raise DataError(
             f"cannot read the table: {error}", where=str(path), hint="check that the file is whole"
         ) from error
+
+
+def text_column(cells: "pd.Series[Any]") -> "pd.Series[str]":
+    """A column of a CSV or Parquet file as text without blanks around it: a missing value is "", 7.0 is "7"."""
+    if cells.dtype.kind == "f" and (cells.dropna() % 1 == 0).all():  # whole numbers that a missing one made floats
+        cells = cells.astype("Int64")
+    text: pd.Series[str] = cells.astype(object).where(cells.notna(), "").astype(str).str.strip()
+    return text
 
 
 def header(path: Path) -> list[str]:
@@ -236,8 +248,7 @@ def binary_cells(frame: pd.DataFrame, where: str, line: int = 2) -> np.ndarray:
     """
     result = np.full(frame.shape, np.nan, dtype=np.float32)
     for column, name in enumerate(frame.columns):
-        cells = frame[name]
-        text = cells.map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
+        text = text_column(frame[name]).replace({"True": "1", "False": "0"})  # booleans of a Parquet file
         values = pd.to_numeric(text, errors="coerce")
         bad = np.flatnonzero(((text != "") & ~values.isin([0, 1])).to_numpy())
         if len(bad):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules.errors import DataError
+from datamodules.table import Origin
 
 
 def reject_rows(
@@ -26,6 +27,6 @@ def reject_rows(
     if rows:
         raise DataError(
             f"{problem} {values.iloc[rows[0]]!r} ({len(rows)} such rows)",
-            where=f"{path}, line {rows[0] + 2}",
+            where=Origin(path).place(rows[0]),
             valid=valid,
         )

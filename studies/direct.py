@@ -41,9 +41,9 @@ class DirectTest(FarshotCLI):
         with tempfile.TemporaryDirectory() as scratch:
             config = Path(scratch) / "run.yaml"
             config.write_text(yaml.safe_dump({k: v for k, v in folder.read_config().items() if k != "data"}))
-            arguments = ["test", "--config", str(config), *data_words(data)]
+            arguments = ["test", "--config", str(config), *data_words(data, Path(scratch) / "data.yaml")]
             arguments += [f"--data.init_args.outputs={yaml.safe_dump(trained['class_names'], default_flow_style=True)}"]
-            arguments += ["--data.init_args.labels=null", *preprocessing_words(folder), *without_weights(folder)]
+            arguments += [*preprocessing_words(folder), *without_weights(folder)]
             super().__init__([*arguments, "--ckpt_path", str(checkpoint), *words], folder=folder)
 
     def instantiate_classes(self) -> None:
@@ -72,6 +72,12 @@ class DirectTest(FarshotCLI):
         result = model.results["test"]
         kept = [value for value in result.metrics if not value.class_name or value.class_name in shared]
         result = EvaluationResult(result.logits, result.labels, result.index, kept)
+        display.show_metrics("test", result)
+        self._say_names(shared)
+        display.say(f"guard: {found}")
+        if len(result.index) != len(data.rows("test")):
+            display.say("not written: a part of the images")
+            return
         settings = identity(self.plain_config())
         settings = {"images": self.images, **{k: v for k, v in settings.items() if k.startswith("data.")}}
         folder = RunFolder(self.folder.path / HERE / f"{data.name}-{hash_of(settings)[:6]}")
@@ -83,16 +89,19 @@ class DirectTest(FarshotCLI):
             state="finished",
             run=columns,
             test=outcome.metric_table(result),
-            rows=outcome.result_rows(result, columns),
+            rows=[*outcome.result_rows(result, columns), *outcome.source_rows(result, columns, model, data, shared)],
             shared=shared,
         )
-        display.show_metrics("test", result)
+        display.say(f"written to {folder.path}")
+
+    def _say_names(self, shared: Sequence[str]) -> None:
+        """Name what both have, and what only one of them has."""
+        data = self.datamodule
         display.say(f"{len(shared)} labels in common: {', '.join(shared)}")
-        for owner, names in (("the run", model.class_names), (data.name, data.own_class_names)):
+        for owner, names in (("the run", self.model.class_names), (data.name, data.own_class_names)):
             others = [name for name in names if not shared_names([name], shared)]
             if others:
                 display.say(f"only in {owner}: {', '.join(others)}")
-        display.say(f"guard: {found}\nwritten to {folder.path}")
 
     def _row(self, found: str) -> dict[str, Any]:
         """Columns of the result rows: the run is the source, nothing was trained here."""
@@ -124,18 +133,26 @@ class DirectTest(FarshotCLI):
         }
 
 
-def data_words(data: str) -> list[str]:
-    """Words that choose a data set by class name or configuration file.
+def data_words(data: str, scratch: Path) -> list[str]:
+    """Words that choose a data set by class name, or by the data section of a configuration file.
+
+    Args:
+        data: Class name or file.
+        scratch: Where the data section alone may be written.
 
     Raises:
-        RunError: There is neither.
+        RunError: There is neither, or the file has no data section.
     """
     import datamodules
 
     if data.endswith((".yaml", ".yml")):
         if not Path(data).is_file():
             raise RunError(f"no configuration {data}", where="--data", valid="a data set's class, or a YAML file")
-        return ["--config", data]
+        content = yaml.safe_load(Path(data).read_text())
+        if not isinstance(content, dict) or "data" not in content:
+            raise RunError(f"{data} has no data section", where="--data", hint="see configs/data/*.yaml")
+        scratch.write_text(yaml.safe_dump({"data": content["data"]}))
+        return ["--config", str(scratch)]
     import_classes()
     if data not in datamodules.__all__:
         near = closest(data, datamodules.__all__)

@@ -144,6 +144,11 @@ def _store(keys: NDArray[np.uint64], new: Fingerprints) -> None:
     fingerprint_cache.add(keys, [words.tobytes() for words in new.hashes], pictures)
 
 
+def stored_thumbnail(stored: bytes) -> Image:
+    """The thumbnail of a cache entry, uint8 (32, 32)."""
+    return np.frombuffer(stored[: SIDE * SIDE], np.uint8).reshape(SIDE, SIDE)
+
+
 def _cached(keys: NDArray[np.uint64], *, thumbnails: bool) -> tuple[Fingerprints, NDArray[np.int64]]:
     """Fingerprints of the keys as far as the cache has them, and the positions of the others."""
     found = Fingerprints.empty(len(keys))

@@ -25,7 +25,7 @@ from lightning_modules.callbacks.finite_loss import FiniteLoss
 from lightning_modules.callbacks.jsonl_logger import JsonlLogger
 from lightning_modules.callbacks.wandb_mirror import Mode, WandbMirror
 from lightning_modules.errors import ModelError
-from studies import display, guard, outcome
+from studies import display, guard, outcome, training_record
 from studies.parsing import ReadableParser
 from studies.runs import RunError, RunFolder, flatten, hash_of, identity
 
@@ -262,7 +262,8 @@ class FarshotCLI(LightningCLI):
         """Check the source's training images against the test set, and record this run's; rank 0 does it for all."""
         if self.folder is None or getattr(rank_zero_only, "rank", None):
             return ""
-        weights = (self.settings["model"].get("init_args") or {}).get("weights")
+        model = self.settings["model"].get("init_args") or {}
+        weights = None if model.get("transfer_depth") == 0 else model.get("weights")  # depth 0 takes nothing from them
         data = self.datamodule
         found = guard.guard(weights, data)
         sizes = " / ".join(f"{len(data.rows(split)):,}" for split in ("train", "validation", "test"))
@@ -270,8 +271,8 @@ class FarshotCLI(LightningCLI):
         display.say(f"split: {data.split_policy}; guard: {found}")
         if data.label_policy:
             display.say(f"labels: {data.label_policy}")
-        if not self.resume or not (self.folder.path / guard.RECORD).is_file():
-            guard.record_training_images(self.folder, data, weights, hashes=self.settings["image_hashes"])
+        if not self.resume or not (self.folder.path / training_record.RECORD).is_file():
+            training_record.write_record(self.folder, data, weights, hashes=self.settings["image_hashes"])
         return found
 
     def _counts_steps(self) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -83,9 +83,13 @@ def result_rows(result: EvaluationResult, run: Mapping[str, Any]) -> list[dict[s
 
 
 def source_rows(
-    result: EvaluationResult, run: Mapping[str, Any], model: BaseTask, data: BaseDataModule
+    result: EvaluationResult,
+    run: Mapping[str, Any],
+    model: BaseTask,
+    data: BaseDataModule,
+    names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The same rows for each source of a mixture (subgroup source=NAME); none for a single set."""
+    """The same rows for each source of a mixture (subgroup source=NAME), of the classes `names`; none for one set."""
     column = data.read_table().metadata.get("source")
     if column is None:
         return []
@@ -94,12 +98,9 @@ def source_rows(
     for name in pd.unique(sources):
         chosen = np.flatnonzero(sources == name)
         groups = data.read_table().groups[result.index[chosen]]
-        part = EvaluationResult(
-            result.logits[chosen],
-            result.labels[chosen],
-            result.index[chosen],
-            evaluate(result.logits[chosen], result.labels[chosen], model.task, model.class_names),
-        )
+        metrics = evaluate(result.logits[chosen], result.labels[chosen], model.task, model.class_names)
+        metrics = [value for value in metrics if names is None or not value.class_name or value.class_name in names]
+        part = EvaluationResult(result.logits[chosen], result.labels[chosen], result.index[chosen], metrics)
         of_source = {"subgroup": f"source={name}", "n_test": len(chosen), "n_patients": len(pd.unique(groups))}
         rows += result_rows(part, {**run, **of_source})
     return rows

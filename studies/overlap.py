@@ -135,7 +135,7 @@ def same_ids(sides: Sequence[Side], notes: list[str]) -> pd.DataFrame:
 
 def distinctive_names(images: np.ndarray) -> np.ndarray:
     """Last path components without extension, lower case, object (N,); "" where another set may use them by chance."""
-    names = pd.Series(images, dtype=object).str.rpartition("/")[2].str.lower()
+    names = pd.Series([str(image).rpartition("/")[2].lower() for image in images], dtype=object)
     stems = names.str.replace(r"\.[^.]*$", "", regex=True)
     vague = stems.duplicated(keep=False) | stems.str.isdigit() | (stems.str.count(r"\d") < MIN_DIGITS)
     return stems.mask(vague, "").to_numpy(dtype=object)

@@ -142,6 +142,15 @@ def test_uncertain_cells_are_a_target_in_training_only(root, policy, target):
     assert np.isnan(cells(data, 2, "Edema", "test")).all()
 
 
+def test_no_policy_touches_labels_that_another_run_is_tested_on(root):
+    """Without training here (protocol direct) the training images may be tested on, too: uncertain stays unknown."""
+    data = CheXpert(root=str(root), uncertainty="soft", outputs=["Edema", "Fracture"])
+    data.test_on_all()
+    labels = data.read_table().labels[data.rows("test")]
+    assert np.isin(labels[~np.isnan(labels)], [0, 1]).all()
+    assert len(data.rows("test")) > len(CheXpert(root=str(root)).rows("test"))
+
+
 def test_healthy_images(root):
     fill, paper = CheXpert(root=str(root)), CheXpert(root=str(root), labels="cherti2022")
     assert "healthy cherti2022" in paper.label_policy

@@ -2,13 +2,15 @@
 
 import json
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 
-from tests.data import tables
+from datamodules.chest_xray.padchest import known_broken
+from tests.data import padchest, tables
 from tests.data.images import write_image
 
 
@@ -233,6 +235,16 @@ def test_check_lists_bad_files(run_cli, tmp_path):
     assert code == 2
     assert "1 of 27 images" in err
     assert "train/ant/000.png" in (tmp_path / "bad.tsv").read_text()
+    cv2.imwrite(str(root / "train" / "ant" / "001.png"), np.full((8, 8), 4000, np.uint16))
+    assert "2 of 27 images" in run_cli(*words)[2]  # a wrong bit depth is listed like a broken file
+    assert "001.png\tAn image has uint16 values" in (tmp_path / "bad.tsv").read_text()
+
+
+def test_check_passes_over_what_the_set_leaves_out(run_cli, tmp_path):
+    padchest.create(tmp_path, broken=[sorted(known_broken())[0]])
+    code, out, err = run_cli("check", "PadChest", "--root", tmp_path)
+    assert (code, err) == (0, "")
+    assert "without 1: known broken file" in out
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ class TestCsv(DataModuleContract):
             ("Pneumonia", "3", "label '3' in column 'Pneumonia' is out of range"),
             ("patient", "", r"a row without a group \(patient\)"),
             ("file", "", "a row without an image"),
-            ("file", "images/p000_0.png", "'images/p000_0.png' is listed twice"),
+            ("file", "images/p000_0.png", "image listed twice: 'images/p000_0.png'"),
         ],
     )
     def test_bad_cell_names_its_line(self, column, value, problem):
@@ -161,6 +161,39 @@ class TestCsv(DataModuleContract):
     def test_too_few_for_the_shots(self):
         with no_image(), pytest.raises(DataError, match="Pneumonia"):
             self.make(shots=30).setup()
+
+    def test_parquet_with_missing_values_and_booleans(self):
+        frame = pd.read_csv(self.root / "labels.csv").assign(sick=lambda rows: rows["Effusion"] == 1)
+        frame["number"] = [7.0 + row // 2 for row in range(len(frame))]
+        frame["split"] = ["train", "test", None, None] * (len(frame) // 4)
+        columns = {"path": "file", "label": ["sick", "Pneumonia"], "group": "number", "split": "split"}
+
+        def read():
+            frame.to_parquet(self.root / "labels.parquet")
+            settings = {"table": "labels.parquet", "columns": columns, "mode": "grey", "val_fraction": 0.0}
+            return ImageTable(root=str(self.root), **settings).read_table()
+
+        table = read()
+        assert set(table.groups) == {str(7 + row) for row in range(len(frame) // 2)}
+        assert (list(table.split[:4]), table.labels[:4, 0].tolist()) == (["train", "test", "", ""], [0, 0, 1, 1])
+        for column, problem in (("file", "a row without an image"), ("number", "a row without a group")):
+            kept = frame[column].copy()
+            frame.loc[5, column] = None
+            with pytest.raises(DataError, match=problem) as error:
+                read()
+            assert "labels.parquet, row 5" in str(error.value)
+            frame[column] = kept
+
+    def test_table_without_rows(self):
+        text = (self.root / "labels.csv").read_text().splitlines()[0]
+        (self.root / "labels.csv").write_text(text + "\n")
+        with pytest.raises(DataError, match="the table has no rows"):
+            self.make().read_table()
+
+    def test_few_shot_takes_what_there_is_if_asked(self):
+        with pytest.warns(UserWarning, match="all there are were taken"):
+            rows = self.make(shots=30, on_small="warn").rows("train")
+        assert len(rows) > 10
 
     def test_binary_column(self):
         data = ImageTable(
@@ -252,6 +285,14 @@ class TestNIH(DataModuleContract):
             file.write("99999999_000.png\n")
         with pytest.raises(DataError, match=r"test_list\.txt names '99999999_000.png'"):
             self.make().read_table()
+
+    def test_image_in_both_lists(self):
+        test = (self.root / "test_list.txt").read_text().splitlines()
+        with (self.root / "train_val_list.txt").open("a") as file:
+            file.write("\n" + test[1])
+        with pytest.raises(DataError, match=r"_\d+\.png is in test_list\.txt and in the list of train") as error:
+            self.make().read_table()
+        assert "test_list.txt, line 2" in str(error.value)
 
     def test_patient_in_two_splits_stops_the_run(self):
         text = (self.root / "train_val_list.txt").read_text().splitlines()

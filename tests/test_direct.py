@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from sklearn.metrics import roc_auc_score
 
 from studies.results import collect
@@ -98,6 +99,23 @@ def test_all_images_of_the_other_set(folders, run_once, run_cli):
     assert {row["split_policy"]: row["n_test"] for row in rows} == {"official": 9, "all images": 30}
     code, _, err = run_cli("test", "--run", run_once, *clinic(folders), "--images", "most")
     assert (code, "test (default) or all" in err) == (2, True)
+
+
+def test_a_part_of_the_images_is_not_kept(folders, run_once, run_cli):
+    before = {path: path.read_bytes() for path in (run_once / "direct").rglob("*.parquet")}
+    words = ("--data.init_args.max_batch_per_device", "4", "--trainer.limit_test_batches", "1")
+    code, out, _ = run_cli("test", "--run", run_once, *clinic(folders), *words)
+    assert (code, "not written: a part of the images" in out) == (0, True)
+    assert {path: path.read_bytes() for path in (run_once / "direct").rglob("*.parquet")} == before
+
+
+def test_labels_of_the_configuration_are_honoured(folders, run_once, run_cli, tmp_path):
+    config = {"root": str(folders / "clinic"), "table": "labels.csv", "columns": json.loads(COLUMNS), "mode": "grey"}
+    data = {"class_path": "ImageTable", "init_args": {**config, "labels": ["Pneumonia", "Scoliosis"]}}
+    (tmp_path / "clinic.yaml").write_text(yaml.safe_dump({"data": data, "model": {"class_path": "Nothing"}}))
+    code, out, err = run_cli("test", "--run", run_once, "--data", tmp_path / "clinic.yaml")
+    assert (code, err) == (0, "")
+    assert "1 labels in common: Pneumonia" in out
 
 
 def test_rows_are_collected_with_the_study(folders, run_once, run_cli):

@@ -15,16 +15,7 @@ from datamodules import io
 from datamodules.errors import DataError, UnreadableImageError
 from studies import fingerprint_cache, fingerprints
 from studies.fingerprints import Fingerprints, fingerprint_images, fingerprint_rows, hash_rows
-
-
-def picture(seed, height=120, width=100, channels=1):
-    """A smooth random image with the spectrum of natural ones: amplitudes fall with frequency."""
-    rng = np.random.default_rng(seed)
-    image = sum(
-        cv2.resize(rng.normal(0, 40 / cells**0.5, (cells, cells)), (width, height), interpolation=cv2.INTER_CUBIC)
-        for cells in (3, 6, 12, 24)
-    )
-    return np.repeat((image + 128).clip(0, 255).astype(np.uint8)[:, :, None], channels, axis=2)
+from tests.data.images import picture
 
 
 def distance(a, b):

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from datamodules import ImageTable
-from studies import guard
+from studies import guard, training_record
 from studies.runs import RunFolder
-from tests.data.images import write_image
+from tests.data.images import picture
 
 COLUMNS = {"path": "file", "label": "sick", "group": "patient", "split": "split"}
 
@@ -28,7 +28,7 @@ def create(root, *, patients=30, first=0, prefix="a"):
     for patient in range(first, first + patients):
         for image in range(2):
             name = f"{prefix}{patient:05d}_{image}.png"
-            write_image(root / name, 2 * patient + image, size=(64, 64), channels=1, detail=24)
+            cv2.imwrite(str(root / name), picture(2 * patient + image))
             split = "test" if patient - first >= 20 else "train"
             rows.append({"file": name, "sick": patient % 2, "patient": f"p{patient}", "split": split})
     frame = pd.DataFrame(rows)
@@ -48,7 +48,7 @@ def source(tmp_path):
     create(tmp_path / "a")
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    guard.record_training_images(folder, module(tmp_path / "a"), None, hashes=True)
+    training_record.write_record(folder, module(tmp_path / "a"), None, hashes=True)
     return str(folder.path)
 
 
@@ -81,7 +81,7 @@ def test_copies_under_other_names_in_another_set(tmp_path, source):
     create(tmp_path / "b", first=100, prefix="b")
     for number, original in enumerate(("a00000_0", "a00001_1", "a00005_0")):
         image = cv2.imread(str(tmp_path / "a" / f"{original}.png"), cv2.IMREAD_GRAYSCALE)
-        changed = cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
+        changed = cv2.resize(image, (60, 80), interpolation=cv2.INTER_AREA)
         cv2.imwrite(str(tmp_path / "b" / f"b0012{number}_0.png"), changed)
     overlap = guard.check_source(source, module(tmp_path / "b"))
     assert overlap.by == {"id": 0, "patient": 0, "file name": 0, "image content": 3}
@@ -100,7 +100,7 @@ def test_file_names_count_unless_the_images_differ(tmp_path, source):
     frame.to_csv(tmp_path / "c" / "labels.csv", index=False)
     assert guard.check_source(source, module(tmp_path / "c")).by["file name"] == 4
     for number, name in enumerate(frame["file"]):  # names that merely count: other images
-        write_image(tmp_path / "c" / name, 5000 + number, size=(64, 64), channels=1, detail=24)
+        cv2.imwrite(str(tmp_path / "c" / name), picture(5000 + number))
     assert guard.check_source(source, module(tmp_path / "c")).examples == []
 
 
@@ -116,7 +116,7 @@ def test_history_is_inherited_and_unknown_weights_are_named(tmp_path, source):
     create(tmp_path / "b", first=100, prefix="b")
     child = RunFolder(tmp_path / "child")
     child.path.mkdir()
-    guard.record_training_images(child, module(tmp_path / "b"), source, hashes=False)
+    training_record.write_record(child, module(tmp_path / "b"), source, hashes=False)
     frame = pd.read_csv(tmp_path / "a" / "labels.csv")
     frame["split"] = np.where(frame["patient"] == "p2", "test", "train")
     frame.to_csv(tmp_path / "a" / "labels.csv", index=False)
@@ -126,7 +126,7 @@ def test_history_is_inherited_and_unknown_weights_are_named(tmp_path, source):
     )
     grandchild = RunFolder(tmp_path / "grandchild")
     grandchild.path.mkdir()
-    guard.record_training_images(grandchild, module(tmp_path / "b"), "resnet18.a1_in1k", hashes=False)
+    training_record.write_record(grandchild, module(tmp_path / "b"), "resnet18.a1_in1k", hashes=False)
     overlap = guard.check_source(str(grandchild.path / "checkpoints" / "last.ckpt"), module(tmp_path / "a"))
     assert overlap.describe() == "source cannot be checked (resnet18.a1_in1k)"
 
@@ -180,3 +180,59 @@ def test_crossing_patients_stop_a_run_or_mark_its_rows(tmp_path):
     with pytest.warns(UserWarning, match="1 patients in several splits, such as p3"):
         data.setup()
     assert guard.guard(None, data) == "LEAK: 1 patients in several splits"
+
+
+def test_two_sets_of_one_folder_name_are_two_sets(tmp_path, run_cli):
+    """Folder names such as `images` are no release: equal ids and patients of unlike images mean nothing."""
+    for hospital in ("h1", "h2"):
+        (tmp_path / hospital / "images").mkdir(parents=True)
+    create(tmp_path / "h1" / "images")
+    other = create(tmp_path / "h2" / "images")
+    for number, name in enumerate(other["file"]):
+        cv2.imwrite(str(tmp_path / "h2" / "images" / name), picture(9000 + number))
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    training_record.write_record(folder, module(tmp_path / "h1" / "images", folds=3), None, hashes=True)
+    target = module(tmp_path / "h2" / "images", folds=3, fold=1)
+    assert guard.check_source(str(folder.path), target).found == ""
+    assert guard.check_source(str(folder.path), module(tmp_path / "h1" / "images", folds=3, fold=1)).by["id"] > 5
+    # Copies under other names in a folder of the same name are found by their content.
+    (tmp_path / "h3" / "images").mkdir(parents=True)
+    copies = create(tmp_path / "h3" / "images", first=100, prefix="b")
+    shutil.copy(tmp_path / "h1" / "images" / "a00003_0.png", tmp_path / "h3" / "images" / copies["file"].iloc[-1])
+    found = guard.check_source(str(folder.path), module(tmp_path / "h3" / "images")).by["image content"]
+    assert found == int("a00003_0.png" in set(training_record.read_history(str(folder.path))[0]["image"]))
+
+
+def test_look_alikes_with_one_hash_are_no_copies(tmp_path, source):
+    """A close hash alone stops nobody: the thumbnails must agree, too."""
+    (tmp_path / "b").mkdir()
+    create(tmp_path / "b", first=100, prefix="b")
+    image = cv2.imread(str(tmp_path / "a" / "a00003_0.png"), cv2.IMREAD_GRAYSCALE).astype(np.float64)
+    flat = cv2.GaussianBlur(image, (0, 0), 12)
+    cv2.imwrite(str(tmp_path / "b" / "b00121_0.png"), (flat + 1.6 * (image - flat)).clip(0, 255).astype(np.uint8))
+    test = module(tmp_path / "b")
+    frame, _ = training_record.read_history(source)
+    row = np.flatnonzero(test.raw_table.paths == "b00121_0.png")
+    bits = guard.hamming(guard.hash_rows(test, row), training_record.hashes_of(frame[frame["image"] == "a00003_0.png"]))
+    assert bits[0] <= guard.STRICT_BITS
+    assert guard.check_source(source, test).found == ""
+
+
+def test_depth_zero_takes_nothing_from_the_weights(tmp_path, run_cli):
+    (tmp_path / "a").mkdir()
+    create(tmp_path / "a")
+    data = [
+        *("--data", "ImageTable", "--data.init_args.root", tmp_path / "a", "--data.init_args.table", "labels.csv"),
+        *("--data.init_args.columns", json.dumps(COLUMNS), "--data.init_args.task", "binary"),
+        *("--data.init_args.image_size", "16", "--data.init_args.folds", "3"),
+    ]
+    words = [
+        *("fit", "--trainer.accelerator", "cpu", "--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false"),
+        *("--model", "Classification", "--model.init_args.backbone", "test_resnet", *data),
+        *("--runs_dir", tmp_path / "runs", "--experiment", "e"),
+    ]
+    assert run_cli(*words, "--run", "a")[0] == 0
+    again = [*words, "--data.init_args.fold", "1", "--model.init_args.weights", tmp_path / "runs" / "e" / "a"]
+    assert run_cli(*again, "--run", "b")[0] == 2
+    assert run_cli(*again, "--run", "c", "--model.init_args.transfer_depth", "0")[0] == 0

@@ -112,6 +112,24 @@ class TestMixture(DataModuleContract):
         with pytest.raises(DataError, match="balance and sampling"):
             self.make(balance=True, sampling="uniform")
 
+    def test_a_leaky_source_does_not_excuse_another(self):
+        frame = pd.read_csv(self.root / "clinic" / "labels.csv", dtype=str, keep_default_na=False)
+        frame["split"] = np.where(np.arange(len(frame)) % 3 == 0, "test", "train")
+        frame["patient"] = [f"p{number // 2}" for number in range(len(frame))]
+        frame.to_csv(self.root / "clinic" / "labels.csv", index=False)
+        columns = {**COLUMNS, "split": "split"}
+        clinic = ImageTable(root=str(self.root / "clinic"), table="labels.csv", columns=columns, mode="grey")
+        parts = [NIHChestXray14(root=str(self.root / "nih"), split="cherti2022"), clinic]
+        with pytest.raises(DataError, match=r"groups occur in more than one split: clinic/p0"):
+            ChestXrayMixture(sources=parts, image_size=16).setup()
+        data = ChestXrayMixture(sources=parts, image_size=16, leaks="record")
+        with pytest.warns(UserWarning, match="patients in several splits"):
+            data.setup()
+        alone = ChestXrayMixture(sources=[parts[0], sources(self.root)[1]], image_size=16)
+        with pytest.warns(UserWarning, match="nih/"):
+            alone.setup()
+        assert alone.split_policy.startswith("nih: cherti2022: by image")
+
     def test_no_label_in_common(self, tmp_path):
         tables.create_csv(tmp_path / "other")
         columns = {"path": "file", "label": ["Scoliosis"], "group": "patient"}
@@ -160,6 +178,12 @@ def test_through_the_command_line(tmp_path, run_cli):
     part = stored[stored["id"].str.startswith("nih/")]
     hits = [(part[f"logit/{name}"] > 0) == part[f"label/{name}"] for name in ("Effusion", "Pneumonia")]
     assert np.mean(hits) == pytest.approx(accuracy["source=nih"]["value"])
+    # Tested on its own data again, protocol direct has the sources' rows, too.
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": config["data"], "trainer": {"max_epochs": "wrong"}}))
+    assert run_cli("test", "--run", folder, "--data", tmp_path / "data.yaml")[0] == 0
+    (direct,) = (folder / "direct").iterdir()
+    rows = json.loads((direct / "summary.json").read_text())["rows"]
+    assert {row.get("subgroup") for row in rows} == {None, "source=nih", "source=clinic"}
     # Paths of the sources are no part of what the run is: it is known again after they have moved.
     (tmp_path / "data").rename(tmp_path / "moved")
     (tmp_path / "mix.yaml").write_text(yaml.safe_dump(config).replace(str(tmp_path / "data"), str(tmp_path / "moved")))

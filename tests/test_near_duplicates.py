@@ -10,7 +10,7 @@ from datamodules import io
 from studies import near_duplicates
 from studies.fingerprints import Fingerprints, fingerprint_images
 from studies.near_duplicates import STRICT_BITS, find_copies, hamming_matches
-from tests.test_fingerprints import picture
+from tests.data.images import picture
 
 
 def crop(left=0.0, top=0.0, right=0.0, bottom=0.0):

@@ -140,6 +140,11 @@ def test_study_runs_reports_and_resumes(write, run_cli, tmp_path):
     assert stamps == {entry: entry.stat().st_mtime_ns for entry in (runs / "tiny").glob("*/summary.json")}
     code, out, _ = run_cli("study", "status", path, "--runs_dir", runs)
     assert "8 cells: 8 finished, 0 failed, 0 waiting" in out
+    # A source cell tested on other data, without training there, is part of the study's report.
+    (source,) = (folder.parent for folder in (runs / "tiny").glob("*/checkpoints"))
+    assert run_cli("test", "--run", source, "--data", "Synthetic", "--data.init_args.num_test", "20")[0] == 0
+    assert run_cli("study", "report", path, "--runs_dir", runs)[0] == 0
+    assert "direct" in set(pd.read_csv(report / "results.csv")["protocol"])
 
 
 def test_a_failed_cell_is_reported_and_does_not_stop_the_others(write, run_cli, tmp_path):

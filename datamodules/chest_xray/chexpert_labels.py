@@ -65,7 +65,7 @@ class CheXpertLabels(ChestXray):
 
     def resolve_labels(self, table: Table) -> Table:
         """Replace uncertain cells by the policy in training rows, by unknown elsewhere."""
-        training = np.asarray(table.split.codes) == SPLITS.index("train")
+        training = (np.asarray(table.split.codes) == SPLITS.index("train")) & (self.outputs is None)
         return table.relabelled(resolve_uncertain(table.labels, self.uncertainty, training))
 
 

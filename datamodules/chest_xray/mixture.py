@@ -68,6 +68,8 @@ class ChestXrayMixture(BaseDataModule):
                 hint="merge: union keeps every label",
             )
         super().__init__(image_size=image_size, transform=transform, **kwargs)
+        for source in self.sources:
+            source.cache = self.cache
         if temperature <= 0:
             raise DataError(f"temperature: {temperature} is out of range", where="data.init_args", valid="above 0")
         if self.balance and sampling != "size":
@@ -118,10 +120,17 @@ class ChestXrayMixture(BaseDataModule):
         """The merge, and every source's own policy."""
         return "; ".join([f"{self.merge} of labels", *(f"{part.name}: {part.label_policy}" for part in self.sources)])
 
+    def leaky_rows(self, table: Table) -> np.ndarray:
+        """Rows of the sources that are split by image, as the paper does."""
+        leaky = np.zeros(len(table), dtype=bool)
+        for source, places, own_rows in self._by_source(np.arange(len(table))):
+            leaky[places] = source.leaky_rows(source.raw_table)[own_rows]
+        return leaky
+
     @property
-    def leaky_by_choice(self) -> bool:
-        """Whether any source is split by image, as the paper does."""
-        return any(source.leaky_by_choice for source in self.sources)
+    def unnamed_releases(self) -> frozenset[str]:
+        """Those of the sources."""
+        return frozenset[str]().union(*(source.unnamed_releases for source in self.sources))
 
     # Images and sampling -----------------------------------------------------------------------------------------
 

@@ -123,5 +123,11 @@ class NIHChestXray14(ChestXray):
                     f"{name} names {first!r}, which the table does not have ({len(unknown)} such lines)",
                     where=f"{path}, line {unknown[0]}",
                 )
+            seen: set[str] = set()
+            for line, image in enumerate(listed, start=1):
+                if split[image] or image in seen:
+                    again = f"and in the list of {split[image]}" if split[image] else "twice"
+                    raise DataError(f"{image} is in {name} {again}", where=f"{path}, line {line}")
+                seen.add(image)
             split |= dict.fromkeys(listed, part)
         return [split[image] for image in images]

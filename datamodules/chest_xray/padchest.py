@@ -256,6 +256,7 @@ class PadChestCl(PadChest):
             self.few_shot_seed,
             table.groups[train],
             one_per_group=self.one_per_group,
+            on_small=self.on_small,
         )
 
 

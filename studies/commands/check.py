@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.base import BaseDataModule
-from datamodules.errors import DataError, UnreadableImageError
+from datamodules.errors import DataError
+from datamodules.exclusions import exclusion_flow, usable_rows
 from studies.atomic import write_text
 from studies.data_argument import read_data
 from studies.parsing import ReadableParser
@@ -23,16 +24,19 @@ def run(words: Sequence[str]) -> None:
     """
     datamodule, options = read_data(words[1:], "check", "Decode every image of a data set.", add_options)
     table = datamodule.read_table()
-    missing = set(datamodule.missing_files(table, np.arange(len(table))).tolist())
-    present = [row for row in range(len(table)) if row not in missing]
+    left_out = exclusion_flow(datamodule.exclusions(table))
+    wanted = np.flatnonzero(usable_rows(table, left_out))
+    missing = set(datamodule.missing_files(table, wanted).tolist())
+    present = [row for row in wanted.tolist() if row not in missing]
     bad = [f"{table.paths[row]}\tmissing" for row in sorted(missing)]
     bad += decode_all(datamodule, present, options.threads)
     if not bad:
-        print(f"{datamodule.name}: all {len(table)} images decode")
+        without = "".join(f"; without {len(step.rows)}: {step.reason}" for step in left_out)
+        print(f"{datamodule.name}: all {len(wanted)} images decode{without}")
         return
     write_text(options.output, "\n".join(bad) + "\n")
     raise DataError(
-        f"{len(bad)} of {len(table)} images of {datamodule.name} are bad, the first is {bad[0].partition(chr(9))[0]}",
+        f"{len(bad)} of {len(wanted)} images of {datamodule.name} are bad, the first is {bad[0].partition(chr(9))[0]}",
         where=str(datamodule.root),
         hint=f"the list is in {options.output}",
     )
@@ -53,7 +57,7 @@ def decode_all(datamodule: BaseDataModule, rows: Sequence[int], threads: int) ->
         for row in part:
             try:
                 datamodule.read_images([row])
-            except UnreadableImageError as error:
+            except DataError as error:  # also a wrong bit depth, or several frames
                 bad.append(f"{datamodule.read_table().paths[row]}\t{error.problem}")
         return bad
 

@@ -110,7 +110,8 @@ def policies_of(datamodule: BaseDataModule, usage: description.Usage) -> list[st
 def warnings_of(datamodule: BaseDataModule, usage: description.Usage) -> list[str]:
     """What a description passes over and a run stops at."""
     lines = []
-    if usage.leaking and datamodule.leaks == "stop" and not datamodule.leaky_by_choice:
+    by_choice = datamodule.leaky_rows(datamodule.raw_table).any()
+    if usage.leaking and datamodule.leaks == "stop" and not by_choice:
         lines.append("a run stops at patients in several splits; --data.leaks record marks its results instead")
     if len(usage.missing):
         lines.append(

@@ -69,7 +69,8 @@ def report(study: Study, runs_dir: Path) -> None:
 
     known = {cell.name for cell in study.cells}
     frame = collect(runs_dir / study.name)
-    frame = frame[frame["cell"].isin(known)].reset_index(drop=True)
+    # Results of a cell on other data, protocol direct, are named after it: CELL/direct/...
+    frame = frame[frame["cell"].str.partition("/")[0].isin(known)].reset_index(drop=True)
     waiting = sum(state_of(folder_of(study, cell, runs_dir)) == "waiting" for cell in study.cells)
     missing = [{"cell": failure.cell, "reason": failure.reason} for failure in failures_of(study, runs_dir)]
     if waiting:
