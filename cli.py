@@ -22,6 +22,7 @@ COMMANDS = {
     ),
     "study": ("studies.commands.study", "run or show a whole study:           study run|status|report FILE"),
     "list": ("studies.commands.listing", "what there is:                       list datasets|models"),
+    "prepare": ("studies.commands.prepare", "decode once, write fast shards:      prepare DATA --output DIR"),
     "check": ("studies.commands.check", "decode every image of a data set:    check DATA"),
     "describe": ("studies.commands.describe", "table 1 and the exclusion flow:      describe DATA"),
     "audit": ("studies.commands.audit", "leaks, copies and confounds:         audit DATA [DATA]"),

@@ -17,6 +17,7 @@ from datamodules.errors import DataError
 from datamodules.exclusions import Exclusion, exclusion_flow, unlabelled, usable_rows
 from datamodules.files import check_files
 from datamodules.label_space import Task, choose_labels
+from datamodules.source_dials import SourceDials
 from datamodules.streaming import StreamingDataModule
 from datamodules.table import SPLITS, ImageNames, Table
 from datamodules.transforms import create_transform
@@ -37,13 +38,21 @@ class BaseDataModule(StreamingDataModule):
         max_batch_per_device: Largest batch that fits on a device; a larger share is accumulated.
         num_workers: Loader processes. The stream is the same for any number.
         image_size: Side of the square images that the model sees, pixels.
-        transform: Policy by name: bit, inception_crop, resize_center, chest_xray or chest_xray_cherti2022.
+        transform: Policy by name: bit, inception_crop, inception_crop_randaugment, entezari2023, resize_center,
+            chest_xray or chest_xray_cherti2022.
         shots: Training images per class (multi-label: positives per label), a number or "full".
         num_images: Train on this many images at natural prevalence.
         fraction: Train on this share of the training images, 0–1.
         few_shot_seed: Seed of the draw for shots, num_images and fraction.
         on_small: What a class with fewer images than `shots` is: an error, or a warning and all there are.
         one_per_group: Few-shot draws take at most one image a patient.
+        num_classes_kept: Keep this many classes of a multi-class set, drawn by few_shot_seed.
+        label_noise: Make this share of the training labels wrong, 0–1.
+        noise_confusion: CSV with the probability of each wrong class (column) given the true one (row); default: all
+            other classes alike.
+        curation: Train on this share of the images, those with the highest scores.
+        curation_scores: CSV or Parquet file with columns path and score.
+        prepared: Folder of `python cli.py prepare`: images come from there, everything else from the set's own table.
         val_fraction: Share of the training groups held out for validation where no official validation exists.
         test_fraction: Share of the groups in the test set where no official test set exists (fixed hash).
         split_seed: Seed of the validation split and the folds.
@@ -84,6 +93,12 @@ class BaseDataModule(StreamingDataModule):
         few_shot_seed: int = 0,
         on_small: Literal["error", "warn"] = "error",
         one_per_group: bool = True,
+        num_classes_kept: int | None = None,
+        label_noise: float = 0.0,
+        noise_confusion: str | None = None,
+        curation: float | None = None,
+        curation_scores: str | None = None,
+        prepared: str | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.15,
         split_seed: int = 0,
@@ -117,6 +132,11 @@ class BaseDataModule(StreamingDataModule):
         self.folds, self.fold, self.fold_by = folds, fold, fold_by
         self.balance, self.labels, self.outputs, self.seed = balance, labels, outputs, seed
         self.leaks, self.missing_images = leaks, missing_images
+        self.num_classes_kept, self.label_noise, self.noise_confusion = num_classes_kept, label_noise, noise_confusion
+        self.curation, self.curation_scores, self.prepared = curation, curation_scores, prepared
+        self.dials = SourceDials(
+            num_classes_kept, label_noise, noise_confusion, curation, curation_scores, seed=few_shot_seed
+        )
         self.cache = shared_cache(int(cache_gb * 1e9))
         check_arguments(vars(self))
         create_transform(transform, image_size, train=False)
@@ -219,6 +239,10 @@ class BaseDataModule(StreamingDataModule):
                 fold_by=self.fold_by,
             )
         )
+        if self.task == "multiclass":  # wrong among the classes that stay
+            table = table.relabelled(self.space.apply(table.labels))
+            return self.dials.add_noise(table, self.class_names)
+        table = self.dials.add_noise(table, self.space.own)  # of a label, whichever others are chosen
         return table.relabelled(self.space.apply(table.labels))
 
     def assigned_table(self, settings: SplitSettings) -> tuple[Table, str]:
@@ -266,9 +290,10 @@ class BaseDataModule(StreamingDataModule):
         Raises:
             DataError: Image files are missing, unless `missing_images: drop` leaves them out with a warning.
         """
-        reasons = {**self.exclusions(table), "no label": unlabelled(table.labels)}
+        reasons = {**self.exclusions(table), **self._dropped_classes(table), "no label": unlabelled(table.labels)}
+        reasons |= self.dials.exclusions(table)
         steps = exclusion_flow(reasons)
-        missing = self.missing_files(table, np.flatnonzero(usable_rows(table, steps)))
+        missing = self._missing(table, np.flatnonzero(usable_rows(table, steps)))
         if not len(missing):
             return steps
         problem = f"{len(missing)} images of {self.name} are missing, the first is {table.paths[missing[0]]}"
@@ -280,6 +305,17 @@ class BaseDataModule(StreamingDataModule):
             )
         warnings.warn(f"{problem}; these rows are left out", stacklevel=2)
         return [*steps, Exclusion("no image file", missing)]
+
+    def _dropped_classes(self, table: Table) -> dict[str, np.ndarray]:
+        if self.num_classes_kept is None:
+            return {}
+        return {"class not kept": (self.raw_table.labels >= 0) & (table.labels < 0)}
+
+    def _missing(self, table: Table, rows: np.ndarray) -> np.ndarray:
+        """Those of `rows` without an image, in their files or in the prepared folder."""
+        if self.prepared is None:
+            return self.missing_files(table, rows)
+        return np.asarray(rows[self.prepared_rows[rows] < 0])
 
     def _guard_groups(self, table: Table, usable: np.ndarray) -> None:
         """Stop where a patient is in several splits, or note it in `group_leak`."""
@@ -333,7 +369,12 @@ class BaseDataModule(StreamingDataModule):
     def restrict_labels(self) -> None:
         """Apply `labels` or `outputs` to the names; a subclass that finds its `class_names` late calls it itself."""
         self.space = choose_labels(
-            self.class_names, self.task, dataset=self.name, labels=self.labels, outputs=self.outputs
+            self.class_names,
+            self.task,
+            dataset=self.name,
+            labels=self.labels,
+            outputs=self.outputs,
+            classes=self.dials.classes(self.class_names, self.task),
         )
         self.class_names, self.task = self.space.names, self.space.task
 

@@ -3,7 +3,8 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.dataset import BatchDataset, keep_batch
 from datamodules.errors import DataError
+from datamodules.prepared import PreparedImages
 from datamodules.samplers import EvaluationSampler, StreamSampler, balance_weights, divide_batch
 from datamodules.table import Table
 from datamodules.transforms import create_transform
@@ -39,6 +41,9 @@ class StreamingDataModule(LightningDataModule, ABC):
     image_size: int
     transform: str
     balance: bool
+    prepared: str | None
+    channels: ClassVar[Literal[1, 3]]
+    window: tuple[float, float] | None
     seed: int | None
 
     @abstractmethod
@@ -49,9 +54,32 @@ class StreamingDataModule(LightningDataModule, ABC):
     def rows(self, split: str) -> np.ndarray:
         """Table rows in use for a split, int64."""
 
+    @property
+    @abstractmethod
+    def release(self) -> str:
+        """Name of the release that the images belong to."""
+
     @abstractmethod
     def read_images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
-        """Read images by table row, uint8 (H, W, C)."""
+        """Read images by table row from where the set keeps them, uint8 (H, W, C)."""
+
+    @cached_property
+    def prepared_images(self) -> PreparedImages:
+        """The prepared folder, opened and checked against this set."""
+        images = PreparedImages(str(self.prepared))
+        images.check(self.release, self.channels, self.window)
+        return images
+
+    @cached_property
+    def prepared_rows(self) -> np.ndarray:
+        """Place of every table row in the prepared folder, int64 (N,), −1 where it is not there."""
+        return self.prepared_images.find(self.read_table().paths)
+
+    def images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
+        """Images by table row, from the prepared folder where there is one, uint8 (H, W, C)."""
+        if self.prepared is None:
+            return self.read_images(rows)
+        return self.prepared_images.read(self.prepared_rows[list(rows)])
 
     def sampling_weights(self, rows: np.ndarray) -> np.ndarray | None:
         """Weights (N,) by which training draws its rows; None = each once an epoch."""
@@ -116,7 +144,7 @@ class StreamingDataModule(LightningDataModule, ABC):
 
     def _loader(self, sampler: StreamSampler | EvaluationSampler, *, train: bool) -> StreamLoader:
         dataset = BatchDataset(
-            self.read_images,
+            self.images,
             create_transform(self.transform, self.image_size, train=train),
             self.read_table().labels,
         )

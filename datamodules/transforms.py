@@ -10,17 +10,32 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import DataError, closest
+from datamodules.randaugment import IMAGENET_MEAN, RandAugment, RandomErasing
 
 Image = NDArray[np.uint8]
 Geometry = Callable[[Image], Image]
-# (image_size, train) -> the fixed first step, and the random steps of albumentations after it.
-Policy = Callable[[int, bool], tuple[Geometry, Sequence[Any]]]
+PlaneStep = Callable[[Image, np.random.Generator], Image]
+
+
+class Steps(NamedTuple):
+    """What a policy does to an image, in this order."""
+
+    geometry: Geometry
+    """Fixed step on (H, W, C)."""
+    augmentations: Sequence[Any] = ()
+    """Random transforms of albumentations."""
+    finish: Sequence[PlaneStep] = ()
+    """Random steps on the finished (C, image_size, image_size), under the sample's generator."""
+
+
+Policy = Callable[[int, bool], Steps]
+"""(image_size, train) → its steps."""
 
 
 def create_transform(policy: str, image_size: int, *, train: bool) -> "Transform":
@@ -44,8 +59,7 @@ def create_transform(policy: str, image_size: int, *, train: bool) -> "Transform
         )
     if image_size < 1:
         raise DataError(f"An image size of {image_size} is impossible.", where="image_size", valid="1 or more")
-    geometry, augmentations = POLICIES[policy](image_size, train)
-    return Transform(geometry, augmentations)
+    return Transform(*POLICIES[policy](image_size, train))
 
 
 class Transform:
@@ -54,10 +68,12 @@ class Transform:
     Args:
         geometry: Fixed step on (H, W, C) images.
         augmentations: Transforms of albumentations, applied in order; none for evaluation.
+        finish: Random steps on (C, H, W) images after them; none for evaluation.
     """
 
-    def __init__(self, geometry: Geometry, augmentations: Sequence[Any] = ()) -> None:
+    def __init__(self, geometry: Geometry, augmentations: Sequence[Any] = (), finish: Sequence[PlaneStep] = ()) -> None:
         self._geometry = geometry
+        self._finish = tuple(finish)
         self._compose = _albumentations().Compose(list(augmentations), p=1.0) if augmentations else None
         # `Compose.set_random_seed` hands the same seed to every step, so that their draws are equal: a flip
         # would happen exactly when the random crop is small. One generator for all steps gives independent
@@ -87,10 +103,14 @@ class Transform:
                 valid="uint8, (H, W, 1) or (H, W, 3)",
             )
         image = self._geometry(image)
-        if self._compose is not None:
+        if self._compose is not None or self._finish:
             self._seed(seed)
+        if self._compose is not None:
             image = self._compose(image=image)["image"]
-        return _channels_first(image)
+        image = _channels_first(image)
+        for step in self._finish:
+            image = step(image, self._generator)
+        return image
 
     def _seed(self, seed: int) -> None:
         self._random.seed(int(seed))
@@ -98,7 +118,7 @@ class Transform:
         self._generator.bit_generator.state = self._state
 
 
-def bit(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
+def bit(image_size: int, train: bool) -> Steps:
     """BiT-HyperRule, aspect kept: short side to 160/128 (up to 160 px) or 512/480, random crop, flip.
 
     Sizes of Kolesnikov et al. 2020 (BiT) with the aspect-keeping resize of Cherti & Jitsev 2022; BiT itself
@@ -108,32 +128,60 @@ def bit(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
         return resize_center(image_size, train)
     short_side = round(image_size * 160 / 128 if image_size <= 160 else image_size * 512 / 480)
     A = _albumentations()
-    return (
+    return Steps(
         functools.partial(_resize_short_side, short_side=short_side),
         [A.RandomCrop(image_size, image_size), A.HorizontalFlip(p=0.5)],
     )
 
 
-def inception_crop(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
+def inception_crop(image_size: int, train: bool) -> Steps:
     """ImageNet recipe: crop of 8-100 % of the area at aspect 3/4 to 4/3, resize, flip (Szegedy et al. 2015).
 
     Evaluation: short side to 256/224 of `image_size`, centre crop.
     """
     if not train:
         short_side = round(image_size * 256 / 224)
-        return functools.partial(_resize_and_center_crop, short_side=short_side, image_size=image_size), []
+        return Steps(functools.partial(_resize_and_center_crop, short_side=short_side, image_size=image_size))
     A = _albumentations()
     size = (image_size, image_size)
     crop = A.RandomResizedCrop(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), area_for_downscale="image")
-    return _unchanged, [crop, A.HorizontalFlip(p=0.5)]
+    return Steps(_unchanged, [crop, A.HorizontalFlip(p=0.5)])
 
 
-def resize_center(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
+def inception_crop_randaugment(image_size: int, train: bool) -> Steps:
+    """ImageNet recipe with RandAugment (N = 2, M = 9 of 30): the "optimized" recipes of Cherti & Jitsev 2022.
+
+    `inception_crop`, then torchvision's RandAugment with its own defaults. Their code applies the operations of
+    pytorch-randaugment to the photo before the crop, M on the same scale of 30; there translations are in pixels
+    (up to 100), and Invert, SolarizeAdd and Cutout are among the operations instead of Identity.
+    """
+    steps = inception_crop(image_size, train)
+    return steps._replace(finish=[RandAugment(9, 30)]) if train else steps
+
+
+def entezari2023(image_size: int, train: bool) -> Steps:
+    """Fine-tuning recipe of Entezari et al. 2023: inception crop, RandAugment m9, random erasing with 0.25.
+
+    Their code calls timm with `rand-m9-mstd0.5-inc1`, erasing mode "pixel" and bicubic crops: two operations, each
+    applied with probability 0.5 at a magnitude of 9 ± 0.5 of 10 (three times the strength of torchvision's 9 of
+    30), bilinear or bicubic, with ImageNet's mean colour outside. Here these are torchvision's operations, always
+    bilinear: Identity is among them, Invert and SolarizeAdd are not, and posterising keeps 4 bits instead of 1.
+    Evaluation: short side to 256/224 of `image_size`, centre crop.
+    """
+    steps = inception_crop(image_size, train)
+    if not train:
+        return steps
+    red, green, blue = np.rint(IMAGENET_MEAN).tolist()
+    augment = RandAugment(9, 10, magnitude_std=0.5, probability=0.5, interpolation="bilinear", fill=(red, green, blue))
+    return steps._replace(finish=[augment, RandomErasing(0.25)])
+
+
+def resize_center(image_size: int, train: bool) -> Steps:
     """No augmentation: short side to `image_size`, centre crop, in training and evaluation."""
-    return functools.partial(_resize_and_center_crop, short_side=image_size, image_size=image_size), []
+    return Steps(functools.partial(_resize_and_center_crop, short_side=image_size, image_size=image_size))
 
 
-def chest_xray(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
+def chest_xray(image_size: int, train: bool) -> Steps:
     """Radiographs, safe default: pad to a square with black, resize; small changes and never a flip.
 
     A flip would put the heart on the right. Training: rotation up to 10 degrees, shift and scale up to 5 %,
@@ -141,15 +189,16 @@ def chest_xray(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
     """
     geometry = functools.partial(_pad_to_square, image_size=image_size)
     if not train:
-        return geometry, []
+        return Steps(geometry)
     A = _albumentations()
-    return geometry, [
+    changes = [
         _affine(shift=0.05, scale=0.05, rotate=10),
         A.RandomBrightnessContrast(brightness_limit=0.1, contrast_limit=0.1, p=1.0),
     ]
+    return Steps(geometry, changes)
 
 
-def chest_xray_cherti2022(image_size: int, train: bool) -> tuple[Geometry, Sequence[Any]]:
+def chest_xray_cherti2022(image_size: int, train: bool) -> Steps:
     """Radiographs as in Cherti & Jitsev 2022 (their code): centre-crop to a square, resize; strong affine.
 
     Training: shift up to 25 %, scale up to 10 %, rotation up to 45 degrees, horizontal flip. For reproduction
@@ -157,14 +206,16 @@ def chest_xray_cherti2022(image_size: int, train: bool) -> tuple[Geometry, Seque
     """
     geometry = functools.partial(_center_square, image_size=image_size)
     if not train:
-        return geometry, []
+        return Steps(geometry)
     A = _albumentations()
-    return geometry, [_affine(shift=0.25, scale=0.1, rotate=45), A.HorizontalFlip(p=0.5)]
+    return Steps(geometry, [_affine(shift=0.25, scale=0.1, rotate=45), A.HorizontalFlip(p=0.5)])
 
 
 POLICIES: Mapping[str, Policy] = {
     "bit": bit,
     "inception_crop": inception_crop,
+    "inception_crop_randaugment": inception_crop_randaugment,
+    "entezari2023": entezari2023,
     "resize_center": resize_center,
     "chest_xray": chest_xray,
     "chest_xray_cherti2022": chest_xray_cherti2022,

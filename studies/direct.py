@@ -113,6 +113,7 @@ class DirectTest(FarshotCLI):
             **{name: source.get(name) for name in ("architecture", "seed", "selection")},
             "source": source.get("target"),
             "source_n": source.get("n_train"),
+            "source_dials": outcome.dials_of(source),
             "method": source.get("method") or "supervised",
             "pretrain_seed": source.get("seed"),
             "weights_hash": weights_hash(str(self.folder.path)),

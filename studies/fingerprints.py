@@ -1,9 +1,6 @@
 """Fingerprints of images: a perceptual hash and a small thumbnail, kept on disk between commands."""
 
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
@@ -14,6 +11,7 @@ from numpy.typing import NDArray
 
 from datamodules.errors import UnreadableImageError
 from studies import fingerprint_cache
+from studies.processes import parallel, usable_cores
 
 if TYPE_CHECKING:
     from datamodules.base import BaseDataModule
@@ -28,6 +26,7 @@ beside an edge: at 0.04 half of the padded copies kept ringing lines, at 0.12 on
 NARROW = 0.02  # of a side: a narrower frame needs no thumbnail without it, copies are aligned anyway
 MIN_CONTENT = 0.4  # of a side: where less would be left, the uniform lines are the picture and not its frame
 TASK_ROWS, PART_ROWS = 32, 8_192  # images of one task of a worker; images after which the cache is written
+MOST_WORKERS = 16
 PARALLEL_FROM = 512  # images from which processes, and a progress bar, are worth starting
 
 Image = NDArray[np.uint8]
@@ -232,21 +231,15 @@ def dct_basis() -> NDArray[np.float32]:
 
 # Reading a data set's rows -----------------------------------------------------------------------------------------
 
-_worker_datamodule: "BaseDataModule | None" = None
 
+def _computed(datamodule: "BaseDataModule", rows: NDArray[np.int64], workers: int | None) -> Iterator[Fingerprints]:
+    """Fingerprints of consecutive pieces of `rows`, by several processes where that pays."""
+    workers = min(usable_cores(), MOST_WORKERS) if workers is None else workers
 
-def _begin_worker(datamodule: "BaseDataModule") -> None:
-    global _worker_datamodule
-    _worker_datamodule = datamodule
+    def compute(piece: NDArray[np.int64]) -> Fingerprints:
+        return fingerprint_images(_read(datamodule, int(row)) for row in piece)
 
-
-def _worker_task(rows: NDArray[np.int64]) -> Fingerprints:
-    assert _worker_datamodule is not None
-    return _read_and_fingerprint(_worker_datamodule, rows)
-
-
-def _read_and_fingerprint(datamodule: "BaseDataModule", rows: NDArray[np.int64]) -> Fingerprints:
-    return fingerprint_images(_read(datamodule, int(row)) for row in rows)
+    yield from parallel(compute, _parts(rows, TASK_ROWS), workers if len(rows) >= PARALLEL_FROM else 1)
 
 
 def _read(datamodule: "BaseDataModule", row: int) -> Image | None:
@@ -256,24 +249,8 @@ def _read(datamodule: "BaseDataModule", row: int) -> Image | None:
         return None
 
 
-def _computed(datamodule: "BaseDataModule", rows: NDArray[np.int64], workers: int | None) -> Iterator[Fingerprints]:
-    """Fingerprints of consecutive pieces of `rows`, by several processes where that pays and the system can fork."""
-    pieces = _parts(rows, TASK_ROWS)
-    workers = min(_usable_cores(), 16) if workers is None else workers
-    if len(rows) < PARALLEL_FROM or workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        yield from (_read_and_fingerprint(datamodule, piece) for piece in pieces)
-        return
-    context = multiprocessing.get_context("fork")  # hands the data module over without pickling it
-    with ProcessPoolExecutor(workers, context, _begin_worker, (datamodule,)) as pool:
-        yield from pool.map(_worker_task, pieces)
-
-
 def _parts(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

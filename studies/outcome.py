@@ -35,6 +35,7 @@ def describe_run(
         "shots": None if data.num_images is not None or data.fraction is not None else str(shots),
         "num_images": data.num_images,
         "fraction": data.fraction,
+        "dials": data.dials.describe(),
         "fold": data.fold if data.folds is not None else None,
         "seed": seed,
         "n_train": len(rows["train"]),
@@ -64,9 +65,17 @@ def _source(model: BaseTask) -> dict[str, Any]:
     return {
         "source": origin.get("target"),
         "source_n": origin.get("n_train"),
+        "source_dials": dials_of(origin),
         "method": origin.get("method") or "supervised",
         "pretrain_seed": origin.get("seed"),
     }
+
+
+def dials_of(origin: Mapping[str, Any]) -> str | None:
+    """How the source's own source was cut and disturbed, in words; None = not at all."""
+    fraction = origin.get("fraction")
+    parts = [f"fraction {fraction:g}" if fraction is not None else "", origin.get("dials") or ""]
+    return ", ".join(part for part in parts if part) or None
 
 
 def result_rows(result: EvaluationResult, run: Mapping[str, Any]) -> list[dict[str, Any]]:

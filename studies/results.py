@@ -18,6 +18,7 @@ TEXT, INTEGER, REAL = "string[pyarrow]", "Int64", "float64"
 DTYPES: dict[str, str] = {
     **dict.fromkeys(("study", "cell", "run", "source"), TEXT),
     "source_n": INTEGER,
+    "source_dials": TEXT,
     **dict.fromkeys(("architecture", "method", "weights_hash"), TEXT),
     "pretrain_seed": INTEGER,
     **dict.fromkeys(("target", "protocol"), TEXT),
@@ -25,6 +26,7 @@ DTYPES: dict[str, str] = {
     "shots": TEXT,
     "num_images": INTEGER,
     "fraction": REAL,
+    "dials": TEXT,
     **dict.fromkeys(("fold", "seed"), INTEGER),
     **dict.fromkeys(("metric", "class_name", "subgroup"), TEXT),
     "value": REAL,
@@ -42,8 +44,19 @@ COLUMNS: tuple[str, ...] = tuple(DTYPES)
 #: What one value stands for. `run` is not part of it: a cell that ran twice has two values where
 #: one may be.
 IDENTITY: tuple[str, ...] = (
-    *("study", "cell", "source", "source_n", "architecture", "method", "pretrain_seed", "target", "protocol"),
-    *("transfer_depth", "frozen_depth", "shots", "num_images", "fraction", "fold", "seed"),
+    *(
+        "study",
+        "cell",
+        "source",
+        "source_n",
+        "source_dials",
+        "architecture",
+        "method",
+        "pretrain_seed",
+        "target",
+        "protocol",
+    ),
+    *("transfer_depth", "frozen_depth", "shots", "num_images", "fraction", "dials", "fold", "seed"),
     *("metric", "class_name", "subgroup"),
 )
 

@@ -71,6 +71,8 @@ VOLATILE = {
 }
 
 
+#: Settings that name a file, or a prepared folder, whose content counts and not its place.
+CONTENTS = tuple(f"data.init_args.{name}" for name in ("noise_confusion", "curation_scores", "prepared"))
 NESTED = re.compile(r"^data\.init_args\.\w+\.\d+\.init_args\.")
 
 
@@ -105,9 +107,18 @@ def identity(config: Mapping[str, Any], weights: str | None = None) -> dict[str,
     root, name = whole.get("data.init_args.root"), "data.init_args.dataset_name"
     if root and not flat.get(name) and str(flat.get("data.class_path")).endswith(("ImageFolder", "ImageTable")):
         flat[name] = Path(str(root)).resolve().name  # one's own data set is known by its folder's name
+    for key in CONTENTS:
+        if flat.get(key):
+            flat[key] = _content(Path(str(flat[key])))
     if weights is not None:
         flat["model.init_args.weights"] = weights
     return flat
+
+
+def _content(path: Path) -> str:
+    """Hash of a file's bytes, or of a prepared folder's settings; the path itself where there is nothing to read."""
+    file = path / "settings.json" if path.is_dir() else path
+    return hashlib.blake2b(file.read_bytes(), digest_size=6).hexdigest() if file.is_file() else str(path)
 
 
 def hash_of(values: Mapping[str, Any]) -> str:

@@ -1,27 +1,58 @@
 """The configurations that users run, run: on generated data, with a small net in place of the real one."""
 
 import json
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
-from tests.data import chexpert, cifar, covidx, mimic, nih, padchest, tables, tuberculosis
+from tests.data import (
+    caltech,
+    camera_traps,
+    cassava,
+    chexpert,
+    cifar,
+    covidx,
+    domainnet,
+    dtd,
+    eurosat,
+    flowers,
+    imagenet,
+    mimic,
+    nih,
+    padchest,
+    pets,
+    tables,
+    tuberculosis,
+)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = [
     *("--model.init_args.backbone", "test_resnet", "--data.init_args.image_size", "16"),
     *("--data.init_args.batch_size", "8", "--data.init_args.num_workers", "0"),
 ]
-XRAYS = {
+BY_CLASS = {
     "CheXpert": ("chexpert", chexpert.create),
     "MIMICCXR": ("mimic", mimic.create),
-    "NIHChestXray14": ("nih", lambda root: nih.create(root, patients=16)),
+    "NIHChestXray14": ("nih", lambda root, _: nih.create(root, patients=16)),
     "PadChest": ("padchest", padchest.create),
     "PadChestCl": ("padchest", padchest.create),
     "COVIDxCXR": ("covidx", covidx.create),
     "Tuberculosis": ("tuberculosis", tuberculosis.create),
+    "CIFAR10": ("cifar10", lambda root, patch: cifar.create(root, patch, "CIFAR10", images=20)),
+    "CIFAR100": ("cifar100", lambda root, patch: cifar.create(root, patch, "CIFAR100", images=20)),
+    "OxfordPets": ("oxford_pets", pets.create),
+    "OxfordFlowers102": ("oxford_flowers102", flowers.create),
+    "DTD": ("dtd", dtd.create),
+    "Caltech101": ("caltech101", caltech.create),
+    "EuroSAT": ("eurosat", eurosat.create),
+    "ImageNet": ("imagenet1k", imagenet.create),
+    "ImageNet21k": ("imagenet21k", lambda root: imagenet.create_21k(root, images=150)),
+    "DomainNet": ("domainnet", domainnet.create),
+    "Cassava": ("cassava", cassava.create),
+    "CameraTraps": ("camera_traps", camera_traps.create),
 }
-"""Chest X-ray sets: default folder, and what writes it."""
+"""Default folder of each data set, and what writes it there (with pytest's monkeypatch where it wants that)."""
 
 
 def named(folder):
@@ -35,16 +66,13 @@ def data_root(tmp_path, monkeypatch):
     def create(text):
         root = tmp_path / "data"
         root.mkdir()
-        xrays = [where for class_name, where in XRAYS.items() if f"class_path: {class_name}\n" in text]
-        for name, write in xrays:
+        monkeypatch.setenv("FARSHOT_DATA", str(root))
+        named = [where for class_name, where in BY_CLASS.items() if f"class_path: {class_name}\n" in text]
+        for name, write in dict(named).items():
             (root / name).mkdir()
-            write(root / name)
-        if xrays:
-            monkeypatch.setenv("FARSHOT_DATA", str(root))
-            return []
-        if "CIFAR" in text:
-            cifar.create(root, monkeypatch, "CIFAR100" if "CIFAR100" in text else "CIFAR10", images=20)
-        elif "ImageTable" in text:
+            wants_patch = len([p for p in signature(write).parameters.values() if p.default is p.empty]) > 1
+            write(root / name, monkeypatch) if wants_patch else write(root / name)
+        if "ImageTable" in text:
 
             def rename(rows):
                 return [{**row, "patient_id": row["patient"], "sex": "F", "age": "50"} for row in rows]
@@ -52,7 +80,7 @@ def data_root(tmp_path, monkeypatch):
             tables.create_csv(root, patients=16, change=rename)
         elif "ImageFolder" in text:
             tables.create_tree(root, images=6)
-        return ["--data.init_args.root", root]
+        return [] if named or "Synthetic" in text else ["--data.init_args.root", root]
 
     return create
 

@@ -13,6 +13,7 @@ from datamodules.errors import DataError
 from datamodules.transforms import POLICIES, create_transform
 
 RANDOM_POLICIES = sorted(set(POLICIES) - {"resize_center"})
+INCEPTION_CROPS = {"inception_crop", "inception_crop_randaugment", "entezari2023"}
 
 
 def noise(height, width, channels=3, seed=0):
@@ -186,7 +187,7 @@ def test_evaluation_shows_the_whole_short_side(policy):
 
 @pytest.mark.parametrize(("size", "short_side"), [(128, 160), (32, 40), (160, 200), (480, 512), (224, 239)])
 def test_bit_sizes(size, short_side):
-    geometry, (crop, _) = POLICIES["bit"](size, True)
+    geometry, (crop, _), _ = POLICIES["bit"](size, True)
     assert geometry(noise(60, 90, 1)).shape == (short_side, round(short_side * 1.5), 1)
     assert (crop.height, crop.width) == (size, size)
 
@@ -200,7 +201,7 @@ def test_an_image_of_the_right_size_passes_unchanged():
 
 def without_augmentation(policy, size, train):
     """The transform with every shift, rotation, flip and change of contrast taken out: its resizes alone."""
-    geometry, steps = POLICIES[policy](size, train)
+    geometry, steps, _ = POLICIES[policy](size, train)
     return transforms.Transform(geometry, [s for s in steps if "Crop" in type(s).__name__])
 
 
@@ -213,7 +214,7 @@ def test_downscaling_is_antialiased(policy, train, shape):
     for seed in range(8):
         output = transform(image, seed)
         height, width = shape
-        if policy == "inception_crop" and train:
+        if policy in INCEPTION_CROPS and train:
             top, left, bottom, right = np.array(transform._compose.transforms[0].get_applied_params()["crop_coords"])[
                 [1, 0, 3, 2]
             ]
@@ -223,7 +224,7 @@ def test_downscaling_is_antialiased(policy, train, shape):
             factor = {"chest_xray": 64 / max(shape)}.get(policy, 64 / min(shape))
             if policy == "bit" and train:
                 factor *= 80 / 64
-            elif policy == "inception_crop":
+            elif policy in INCEPTION_CROPS:
                 factor *= 73 / 64
             target = (round(width * factor), round(height * factor))
         pillow = Image.fromarray(image[:height, :width]).resize(target, Image.Resampling.BILINEAR)

@@ -1,0 +1,115 @@
+"""A data set read from a prepared folder: the same rows, splits and stream; only where the pixels come from differs."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import ImageFolder, NIHChestXray14
+from datamodules.errors import DataError
+from tests.data import nih
+from tests.data.images import write_image
+from tests.datamodule_contract import DataModuleContract
+
+
+def create(root, *, images=12, size=(200, 150)):
+    for split in ("train", "test"):
+        for number, name in enumerate(("ant", "bee", "cat")):
+            for image in range(images):
+                write_image(root / split / name / f"{image:03d}.jpg", 100 * number + image, size=size)
+
+
+@pytest.fixture
+def prepared(tmp_path, run_cli):
+    create(tmp_path / "photos")
+
+    def prepare(*words):
+        words = ["--root", tmp_path / "photos", "--output", tmp_path / "prepared", "--workers", "1", *words]
+        assert run_cli("prepare", "ImageFolder", *words)[::2] == (0, "")
+        return ImageFolder(root=str(tmp_path / "photos"), image_size=32, prepared=str(tmp_path / "prepared"), seed=3)
+
+    return prepare
+
+
+class TestPrepared(DataModuleContract):
+    """The whole contract holds; the original images are gone."""
+
+    def create(self):
+        from cli import main
+
+        create(self.root / "photos")
+        words = ["--output", str(self.root / "prepared"), "--short-side", "64", "--workers", "1"]
+        main(["prepare", "ImageFolder", "--root", str(self.root / "photos"), *words])
+        for path in (self.root / "photos").rglob("*.jpg"):
+            path.write_bytes(b"")  # names stay, for the table; pixels come from the prepared folder
+
+    def build(self, **arguments):
+        return ImageFolder(root=str(self.root / "photos"), prepared=str(self.root / "prepared"), **arguments)
+
+
+def test_small_images_are_copied_to_the_byte(prepared, tmp_path):
+    data = prepared("--short-side", "320")
+    plain = ImageFolder(root=str(tmp_path / "photos"), image_size=32, seed=3)
+    assert list(plain.read_table().paths) == list(data.read_table().paths)
+    for first, second in zip(plain.train_dataloader(), data.train_dataloader(), strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in ("image", "label", "index"))
+
+
+def test_shrunk_images_are_close(prepared, tmp_path):
+    data = prepared("--short-side", "64", "--quality", "95")
+    (small,) = data.images([5])
+    assert small.shape == (64, 85, 3)
+    plain = ImageFolder(root=str(tmp_path / "photos"), image_size=32)
+    first, second = (next(iter(one.test_dataloader()))["image"].float() for one in (plain, data))
+    error = ((first - second) ** 2).mean()
+    assert 10 * torch.log10(255**2 / error) > 35  # PSNR, dB
+
+
+def test_a_raw_array(prepared, tmp_path):
+    data = prepared("--raw", "true", "--short-side", "320")
+    plain = ImageFolder(root=str(tmp_path / "photos"), image_size=32)
+    np.testing.assert_array_equal(data.images([3])[0], plain.images([3])[0])
+
+
+def test_images_that_were_not_prepared_are_missing(prepared, tmp_path):
+    prepared()
+    shutil.copy(tmp_path / "photos/train/ant/000.jpg", tmp_path / "photos/train/ant/999.jpg")
+    arguments = {"root": str(tmp_path / "photos"), "prepared": str(tmp_path / "prepared"), "image_size": 32}
+    with pytest.raises(DataError, match=r"1 images of photos are missing.*train/ant/999\.jpg"):
+        ImageFolder(**arguments).setup()
+    with pytest.warns(UserWarning, match="left out"):
+        ImageFolder(**arguments, missing_images="drop").setup()
+
+
+def test_a_folder_of_another_set_is_refused(prepared, tmp_path):
+    prepared()
+    (tmp_path / "nih").mkdir()
+    nih.create(tmp_path / "nih")
+    with pytest.raises(DataError, match="release 'photos', not 'nih'"):
+        NIHChestXray14(root=str(tmp_path / "nih"), prepared=str(tmp_path / "prepared")).setup()
+
+
+def test_a_new_label_policy_needs_no_new_preparing(tmp_path, run_cli):
+    (tmp_path / "nih").mkdir()
+    nih.create(tmp_path / "nih")
+    words = ["--root", tmp_path / "nih", "--output", tmp_path / "prepared", "--workers", "1"]
+    assert run_cli("prepare", "NIHChestXray14", *words)[0] == 0
+    data = NIHChestXray14(
+        root=str(tmp_path / "nih"), prepared=str(tmp_path / "prepared"), labels=["Hernia"], views=["PA"], image_size=16
+    )
+    batch = next(iter(data.train_dataloader()))
+    assert batch["label"].shape[1] == 1
+    assert batch["image"].shape[1:] == (1, 16, 16)
+
+
+def test_in_the_run_the_settings_count_and_not_the_place(prepared, tmp_path):
+    from studies.runs import identity
+
+    prepared("--short-side", "64")
+    shutil.copytree(tmp_path / "prepared", tmp_path / "moved")
+    one, two = (identity({"data": {"init_args": {"prepared": str(tmp_path / name)}}}) for name in ("prepared", "moved"))
+    assert one == two
+    prepared("--output", tmp_path / "moved2", "--short-side", "48")
+    other = identity({"data": {"init_args": {"prepared": str(tmp_path / "moved2")}}})
+    assert other != one
