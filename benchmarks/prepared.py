@@ -61,7 +61,7 @@ def prepared_pipeline(images: PreparedImages, rows: dict[str, int], policy: str,
     transform = create_transform(policy, size, train=train)
 
     def load(paths: Sequence[str]) -> torch.Tensor:
-        found = images.read([rows[path] for path in paths])
+        found = images.read([rows[path] for path in paths], transform.whole)
         return torch.from_numpy(np.stack([transform(image, seed) for seed, image in enumerate(found)]))
 
     return load

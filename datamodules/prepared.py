@@ -106,15 +106,19 @@ class PreparedImages:
             rows[first + turn] = np.where(hashes[places] == asked[turn], order[places], -1)
         return rows
 
-    def read(self, rows: Sequence[int] | NDArray[np.int64]) -> list[io.Image]:
+    def read(self, rows: Sequence[int] | NDArray[np.int64], at_least: int | None = None) -> list[io.Image]:
         """Read images by row of the manifest, uint8 (H, W, C) in RGB order; every checksum is verified.
+
+        Args:
+            rows: Rows of the manifest.
+            at_least: Pixels that both sides keep where an image may be decoded smaller; see `io.decode_image`.
 
         Raises:
             DataError: A row is out of range (−1, the answer of `find` for an absent image), or a shard is missing or
                 truncated.
             UnreadableImageError: The bytes are not those that were written.
         """
-        return [self._read(int(row)) for row in rows]
+        return [self._read(int(row), at_least) for row in rows]
 
     def read_bytes(self, row: int) -> bytes:
         """The bytes of one image as they are stored, JPEG or raw, their checksum verified."""
@@ -143,12 +147,12 @@ class PreparedImages:
             first += count
         raise IndexError(row)
 
-    def _read(self, row: int) -> io.Image:
+    def _read(self, row: int, at_least: int | None) -> io.Image:
         content = self.read_bytes(row)
         if self._shape is not None:
             return np.frombuffer(content, np.uint8).reshape(self._shape)
         try:
-            return io.decode_image(content, mode=self._mode)
+            return io.decode_image(content, mode=self._mode, at_least=at_least)
         except UnreadableImageError as error:
             raise UnreadableImageError(error.problem, where=f"{self.path(row)} in {self.folder}") from error
 

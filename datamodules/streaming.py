@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -75,11 +75,14 @@ class StreamingDataModule(LightningDataModule, ABC):
         """Place of every table row in the prepared folder, int64 (N,), −1 where it is not there."""
         return self.prepared_images.find(self.read_table().paths)
 
-    def images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
-        """Images by table row, from the prepared folder where there is one, uint8 (H, W, C)."""
+    def images(self, rows: Sequence[int], at_least: int | None = None) -> Sequence[np.ndarray]:
+        """Images by table row, from the prepared folder where there is one, uint8 (H, W, C).
+
+        `at_least`: pixels that both sides keep where a prepared image may be decoded smaller.
+        """
         if self.prepared is None:
             return self.read_images(rows)
-        return self.prepared_images.read(self.prepared_rows[list(rows)])
+        return self.prepared_images.read(self.prepared_rows[list(rows)], at_least)
 
     def sampling_weights(self, rows: np.ndarray) -> np.ndarray | None:
         """Weights (N,) by which training draws its rows; None = each once an epoch."""
@@ -143,11 +146,8 @@ class StreamingDataModule(LightningDataModule, ABC):
         return self._loader(EvaluationSampler(rows, size, rank=rank, world=world), train=False)
 
     def _loader(self, sampler: StreamSampler | EvaluationSampler, *, train: bool) -> StreamLoader:
-        dataset = BatchDataset(
-            self.images,
-            create_transform(self.transform, self.image_size, train=train),
-            self.read_table().labels,
-        )
+        transform = create_transform(self.transform, self.image_size, train=train)
+        dataset = BatchDataset(partial(self.images, at_least=transform.whole), transform, self.read_table().labels)
         return StreamLoader(
             dataset,
             batch_sampler=sampler,

@@ -32,6 +32,8 @@ class Steps(NamedTuple):
     """Random transforms of albumentations."""
     finish: Sequence[PlaneStep] = ()
     """Random steps on the finished (C, image_size, image_size), under the sample's generator."""
+    whole: int | None = None
+    """Pixels of the short side that are enough where `geometry` resizes the whole image; None = a crop needs all."""
 
 
 Policy = Callable[[int, bool], Steps]
@@ -69,10 +71,17 @@ class Transform:
         geometry: Fixed step on (H, W, C) images.
         augmentations: Transforms of albumentations, applied in order; none for evaluation.
         finish: Random steps on (C, H, W) images after them; none for evaluation.
+        whole: Pixels of the short side that are enough, if the whole image is resized; see `Steps`.
     """
 
-    def __init__(self, geometry: Geometry, augmentations: Sequence[Any] = (), finish: Sequence[PlaneStep] = ()) -> None:
-        self._geometry = geometry
+    def __init__(
+        self,
+        geometry: Geometry,
+        augmentations: Sequence[Any] = (),
+        finish: Sequence[PlaneStep] = (),
+        whole: int | None = None,
+    ) -> None:
+        self._geometry, self.whole = geometry, whole
         self._finish = tuple(finish)
         self._compose = _albumentations().Compose(list(augmentations), p=1.0) if augmentations else None
         # `Compose.set_random_seed` hands the same seed to every step, so that their draws are equal: a flip
@@ -131,6 +140,7 @@ def bit(image_size: int, train: bool) -> Steps:
     return Steps(
         functools.partial(_resize_short_side, short_side=short_side),
         [A.RandomCrop(image_size, image_size), A.HorizontalFlip(p=0.5)],
+        whole=short_side,
     )
 
 
@@ -141,7 +151,8 @@ def inception_crop(image_size: int, train: bool) -> Steps:
     """
     if not train:
         short_side = round(image_size * 256 / 224)
-        return Steps(functools.partial(_resize_and_center_crop, short_side=short_side, image_size=image_size))
+        geometry = functools.partial(_resize_and_center_crop, short_side=short_side, image_size=image_size)
+        return Steps(geometry, whole=short_side)
     A = _albumentations()
     size = (image_size, image_size)
     crop = A.RandomResizedCrop(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), area_for_downscale="image")
@@ -178,7 +189,8 @@ def entezari2023(image_size: int, train: bool) -> Steps:
 
 def resize_center(image_size: int, train: bool) -> Steps:
     """No augmentation: short side to `image_size`, centre crop, in training and evaluation."""
-    return Steps(functools.partial(_resize_and_center_crop, short_side=image_size, image_size=image_size))
+    geometry = functools.partial(_resize_and_center_crop, short_side=image_size, image_size=image_size)
+    return Steps(geometry, whole=image_size)
 
 
 def chest_xray(image_size: int, train: bool) -> Steps:
@@ -189,13 +201,13 @@ def chest_xray(image_size: int, train: bool) -> Steps:
     """
     geometry = functools.partial(_pad_to_square, image_size=image_size)
     if not train:
-        return Steps(geometry)
+        return Steps(geometry, whole=image_size)
     A = _albumentations()
     changes = [
         _affine(shift=0.05, scale=0.05, rotate=10),
         A.RandomBrightnessContrast(brightness_limit=0.1, contrast_limit=0.1, p=1.0),
     ]
-    return Steps(geometry, changes)
+    return Steps(geometry, changes, whole=image_size)
 
 
 def chest_xray_cherti2022(image_size: int, train: bool) -> Steps:
@@ -206,9 +218,9 @@ def chest_xray_cherti2022(image_size: int, train: bool) -> Steps:
     """
     geometry = functools.partial(_center_square, image_size=image_size)
     if not train:
-        return Steps(geometry)
+        return Steps(geometry, whole=image_size)
     A = _albumentations()
-    return Steps(geometry, [_affine(shift=0.25, scale=0.1, rotate=45), A.HorizontalFlip(p=0.5)])
+    return Steps(geometry, [_affine(shift=0.25, scale=0.1, rotate=45), A.HorizontalFlip(p=0.5)], whole=image_size)
 
 
 POLICIES: Mapping[str, Policy] = {

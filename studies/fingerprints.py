@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def _stream(
     """Fingerprints of consecutive parts of `rows`, what is new written to the cache after each part."""
     with progress_bar(f"hashes of {datamodule.name}", len(rows), shown=len(rows) >= PARALLEL_FROM) as advance:
         for part in _parts(rows, PART_ROWS):
-            keys = fingerprint_cache.file_keys(datamodule.image_files(part))
+            keys = fingerprint_cache.file_keys(image_sources(datamodule, part))
             found, todo = _cached(keys, thumbnails=thumbnails)
             advance(len(part) - len(todo))
             pieces = []
@@ -132,6 +133,14 @@ def _stream(
                 kept = np.flatnonzero(new.readable)
                 _store(keys[todo[kept]], new.take(kept))
             yield found
+
+
+def image_sources(datamodule: "BaseDataModule", rows: NDArray[np.int64]) -> list[tuple[Path, str] | None]:
+    """Where the pixels come from, for the cache: a file and how it is decoded, or a place in a prepared file."""
+    if datamodule.prepared is None:
+        return datamodule.image_files(rows)
+    places = datamodule.prepared_rows[rows].tolist()
+    return [(Path(datamodule.prepared_images.file(place)), f"prepared {place}") for place in places]
 
 
 def _store(keys: NDArray[np.uint64], new: Fingerprints) -> None:
@@ -244,7 +253,7 @@ def _computed(datamodule: "BaseDataModule", rows: NDArray[np.int64], workers: in
 
 def _read(datamodule: "BaseDataModule", row: int) -> Image | None:
     try:
-        return datamodule.read_images([row])[0]
+        return datamodule.images([row])[0]
     except UnreadableImageError:
         return None
 

@@ -9,7 +9,7 @@ from datamodules.base import BaseDataModule
 from datamodules.table import ImageNames
 from studies import fingerprint_cache
 from studies.atomic import replace_file
-from studies.fingerprints import hash_rows
+from studies.fingerprints import hash_rows, image_sources
 from studies.runs import RunFolder
 
 RECORD = "training_images.parquet"
@@ -30,7 +30,7 @@ def write_record(folder: RunFolder, data: BaseDataModule, weights: str | None, *
     rows = data.rows("train")
     frame = names_of(data, rows)
     if hashes and data.content_hashed:
-        columns = [*hash_rows(data, rows).T, fingerprint_cache.file_keys(data.image_files(rows))]
+        columns = [*hash_rows(data, rows).T, fingerprint_cache.file_keys(image_sources(data, rows))]
         words = {name: pd.array(column, dtype="UInt64") for name, column in zip([*HASHES, KEY], columns, strict=True)}
         frame = frame.assign(**words)
     inherited, unknown = read_history(weights)

@@ -31,7 +31,7 @@ def same(a, b):
 class Folder:
     """The part of a data module that fingerprints use; counts what it reads."""
 
-    name = "folder"
+    name, prepared = "folder", None
 
     def __init__(self, root, paths):
         self.root, self.paths, self.reads = Path(root), list(paths), []
@@ -39,7 +39,7 @@ class Folder:
     def image_files(self, rows):
         return [(self.root / self.paths[row], "grey") for row in rows]
 
-    def read_images(self, rows):
+    def images(self, rows):
         self.reads += list(rows)
         return [io.read_image(self.root / self.paths[row], mode="grey") for row in rows]
 
@@ -119,7 +119,7 @@ def test_blank_and_unreadable_images_have_no_hash():
 def test_rows_keep_their_order_and_the_cache_answers(folder):
     rows = [3, 0, 4]
     first = fingerprint_rows(folder, rows)
-    assert same(first, fingerprint_images(folder.read_images(rows)))
+    assert same(first, fingerprint_images(folder.images(rows)))
     folder.reads.clear()
     assert same(fingerprint_rows(folder, [0, 3, 4, 1]).take([1, 0, 2]), first)
     assert folder.reads == [1]
@@ -156,7 +156,7 @@ def test_an_error_about_the_data_set_is_not_swallowed(folder):
     def refuse(rows):
         raise DataError("images deeper than 8 bits need a window")
 
-    folder.read_images = refuse
+    folder.images = refuse
     with pytest.raises(DataError, match="need a window"):
         fingerprint_rows(folder, [0])
     assert issubclass(UnreadableImageError, DataError)
@@ -236,7 +236,7 @@ def test_a_cache_that_cannot_be_written_only_warns(folder, tmp_path, monkeypatch
 def test_sets_without_files_are_computed_every_time(folder):
     images = [picture(number) for number in range(3)]
     folder.image_files, folder.reads = lambda rows: [None] * len(rows), []
-    folder.read_images = lambda rows: folder.reads.extend(rows) or [images[row] for row in rows]
+    folder.images = lambda rows: folder.reads.extend(rows) or [images[row] for row in rows]
     for _ in range(2):
         assert same(fingerprint_rows(folder, [2, 1]), fingerprint_images([images[2], images[1]]))
     assert folder.reads == [2, 1, 2, 1]
@@ -249,7 +249,7 @@ def test_processes_give_what_one_gives(folder, monkeypatch):
     (folder.root / "2.png").write_bytes(b"")
     assert same(
         fingerprint_rows(folder, range(5), workers=2),
-        fingerprint_images([None if row == 2 else folder.read_images([row])[0] for row in range(5)]),
+        fingerprint_images([None if row == 2 else folder.images([row])[0] for row in range(5)]),
     )
 
 

@@ -282,3 +282,34 @@ def test_cache_decodes_once_and_stops_at_its_cap():
     assert (len(cache), cache.nbytes) == (2, 200)
     with pytest.raises(ValueError, match="read-only"):
         cache.get("a", decode)[0] = 1
+
+
+@pytest.mark.parametrize("mode", ["grey", "rgb"])
+@pytest.mark.parametrize(
+    ("at_least", "expected"), [(None, (600, 800)), (301, (600, 800)), (300, (300, 400)), (70, (75, 100))]
+)
+def test_a_jpeg_may_be_decoded_smaller(mode, at_least, expected):
+    data = encode(photo(600, 800), "JPEG", quality=95)
+    image = io.decode_image(data, mode=mode, at_least=at_least)
+    assert image.shape == (*expected, 1 if mode == "grey" else 3)
+    whole = io.decode_image(data, mode=mode)
+    averaged = cv2.resize(whole, expected[::-1], interpolation=cv2.INTER_AREA).reshape(image.shape)
+    error = np.mean((image.astype(float) - averaged) ** 2)
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) > 38
+
+
+def test_a_smaller_jpeg_is_anti_aliased():
+    noise = np.random.default_rng(0).normal(128, 40, (1024, 1024)).clip(0, 255).astype(np.uint8)
+    data = encode(Image.fromarray(noise), "JPEG", quality=100)
+    small = io.decode_image(data, mode="grey", at_least=256)
+    averaged = cv2.resize(noise, (256, 256), interpolation=cv2.INTER_AREA)
+    assert small.shape == (256, 256, 1)
+    assert small.std() < 2 * averaged.std()
+
+
+def test_other_formats_and_odd_files_are_decoded_whole():
+    assert io.decode_image(encode(photo(600, 800), "PNG"), mode="rgb", at_least=10).shape == (600, 800, 3)
+    assert io.jpeg_reduction(b"\xff\xd8\xff\xe0\x00\x04ab", 10) == 1
+    assert io.jpeg_reduction(b"", 10) == 1
+    progressive = encode(photo(600, 800), "JPEG", progressive=True, exif=b"Exif\0\0" + b"\0" * 500)
+    assert io.jpeg_reduction(progressive, 150) == 4

@@ -113,3 +113,17 @@ def test_in_the_run_the_settings_count_and_not_the_place(prepared, tmp_path):
     prepared("--output", tmp_path / "moved2", "--short-side", "48")
     other = identity({"data": {"init_args": {"prepared": str(tmp_path / "moved2")}}})
     assert other != one
+
+
+def test_the_guard_sees_prepared_images(prepared, tmp_path):
+    """Hashes come from where the pixels come from, also where the original files are gone."""
+    from studies.fingerprints import hash_rows
+
+    data = prepared("--short-side", "64")
+    originals = hash_rows(ImageFolder(root=str(tmp_path / "photos"), image_size=32), range(4))
+    for path in (tmp_path / "photos").rglob("*.jpg"):
+        path.write_bytes(b"")
+    hashes = hash_rows(data, range(4))
+    assert hashes.any(axis=1).all()
+    assert np.bitwise_count(hashes ^ originals).sum(axis=1).max() < 60
+    np.testing.assert_array_equal(hash_rows(data, range(4)), hashes)  # now from the cache

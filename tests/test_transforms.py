@@ -187,7 +187,7 @@ def test_evaluation_shows_the_whole_short_side(policy):
 
 @pytest.mark.parametrize(("size", "short_side"), [(128, 160), (32, 40), (160, 200), (480, 512), (224, 239)])
 def test_bit_sizes(size, short_side):
-    geometry, (crop, _), _ = POLICIES["bit"](size, True)
+    geometry, (crop, _), _, _ = POLICIES["bit"](size, True)
     assert geometry(noise(60, 90, 1)).shape == (short_side, round(short_side * 1.5), 1)
     assert (crop.height, crop.width) == (size, size)
 
@@ -201,7 +201,7 @@ def test_an_image_of_the_right_size_passes_unchanged():
 
 def without_augmentation(policy, size, train):
     """The transform with every shift, rotation, flip and change of contrast taken out: its resizes alone."""
-    geometry, steps, _ = POLICIES[policy](size, train)
+    geometry, steps, _, _ = POLICIES[policy](size, train)
     return transforms.Transform(geometry, [s for s in steps if "Crop" in type(s).__name__])
 
 
