@@ -79,6 +79,17 @@ def torchvision_float() -> Pipeline:
     return lambda paths: torch.stack([recipe(Image.open(path).convert("RGB")) for path in paths])
 
 
+def timm_loader() -> Pipeline:
+    """What timm's `create_loader` with its prefetcher does on the CPU: its transform to uint8, its collate function."""
+    from timm.data import create_transform as timm_transform
+    from timm.data.loader import fast_collate
+
+    recipe = timm_transform(
+        (3, SIZE, SIZE), is_training=True, use_prefetcher=True, color_jitter=None, interpolation="bilinear"
+    )
+    return lambda paths: fast_collate([(recipe(Image.open(path).convert("RGB")), 0) for path in paths])[0]
+
+
 def ours(mode: Mode, policy: str, *, train: bool) -> Pipeline:
     """Our decoding, crop and uint8 batch."""
     transform = create_transform(policy, SIZE, train=train)
@@ -180,6 +191,7 @@ def main() -> None:
             radiographs = write_radiographs(folder / "radiographs", max(1, arguments.images // 4))
         mine = ours("rgb", "inception_crop", train=True)
         compare("photo -> random crop 224", torchvision_float(), mine, photos, arguments.rounds)
+        compare("photo -> random crop 224, against timm", timm_loader(), mine, photos, arguments.rounds)
         mine = ours("grey", "chest_xray_cherti2022", train=False)
         compare("radiograph -> 224", cherti2022_loader, mine, radiographs, arguments.rounds)
     print_aliasing()

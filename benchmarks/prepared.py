@@ -33,6 +33,7 @@ from benchmarks.input_pipeline import (
     cherti2022_loader,
     compare,
     paint,
+    timm_loader,
     torchvision_float,
     write_radiographs,
 )
@@ -95,7 +96,9 @@ def photos(scratch: Path, arguments: argparse.Namespace) -> None:
     for side in (320, 256):
         images, rows = prepare_folder(root, scratch / f"photos{side}", mode="rgb", short_side=side)
         mine = prepared_pipeline(images, rows, "inception_crop", 224, train=True)
-        compare(f"photo -> random crop 224, from {side} px", torchvision_float(), mine, [*rows], arguments.rounds)
+        title = f"photo -> random crop 224, from {side} px"
+        compare(title, torchvision_float(), mine, [*rows], arguments.rounds)
+        compare(f"{title}, against timm on the originals", timm_loader(), mine, [*rows], arguments.rounds)
 
 
 def radiographs(scratch: Path, arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Settings of the whole suite: one thread a process, no mirror, the real images where they are."""
 
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -33,6 +34,20 @@ def real_nih(tmp_path_factory):
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     return folder / "NIH-ChestXRay-14"
+
+
+@pytest.fixture(scope="session")
+def real_cifar(tmp_path_factory):
+    """1,200 real CIFAR-10 photos as JPEG files: train and test folders of class folders."""
+    archive = REAL_DATA / "cifar10_jpeg.tar.gz"
+    if not archive.is_file():
+        pytest.skip(f"no real photos: {archive} is not there (FARSHOT_REAL_DATA names the folder)")
+    folder = tmp_path_factory.mktemp("real_cifar")
+    wanted = re.compile(r"(?:.*/)?(?:train/\w+/00\d\d|test/\w+/000\d|test/\w+/001\d)\.jpg$")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, members=[one for one in tar if wanted.match(one.name)], filter="data")
+    (train,) = folder.rglob("train")
+    return train.parent
 
 
 @pytest.fixture

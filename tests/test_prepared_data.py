@@ -127,3 +127,28 @@ def test_the_guard_sees_prepared_images(prepared, tmp_path):
     assert hashes.any(axis=1).all()
     assert np.bitwise_count(hashes ^ originals).sum(axis=1).max() < 60
     np.testing.assert_array_equal(hash_rows(data, range(4)), hashes)  # now from the cache
+
+
+def test_real_photos_through_folder_shards_and_array(real_cifar, tmp_path, run_cli):
+    """Tables are identical; pixels, too, since small JPEG files are copied to the byte."""
+    for name, raw in (("shards", "false"), ("array", "true")):
+        words = ["--root", real_cifar, "--output", tmp_path / name, "--raw", raw, "--verify", "true"]
+        assert run_cli("prepare", "ImageFolder", *words)[::2] == (0, "")
+    sets = [
+        ImageFolder(
+            root=str(real_cifar), image_size=32, transform="resize_center", batch_size=64, seed=1, prepared=folder
+        )
+        for folder in (None, str(tmp_path / "shards"), str(tmp_path / "array"))
+    ]
+    tables = [data.read_table() for data in sets]
+    assert len(tables[0]) == 1200
+    for table in tables[1:]:
+        assert list(table.paths) == list(tables[0].paths)
+        assert list(table.split) == list(tables[0].split)
+        np.testing.assert_array_equal(table.labels, tables[0].labels)
+    for batches in zip(*(data.train_dataloader() for data in sets), strict=True):
+        for other in batches[1:]:
+            assert all(torch.equal(batches[0][name], other[name]) for name in ("image", "label", "index"))
+    for row in range(0, 1200, 97):
+        original = sets[0].images([row])[0]
+        assert all(np.array_equal(original, data.images([row])[0]) for data in sets[1:])
