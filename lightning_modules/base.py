@@ -21,7 +21,7 @@ Batch = dict[str, Tensor]
 
 
 def default_optimizer(parameters: Any) -> SGDAGC:
-    """SGD with adaptive gradient clipping at paper A's transfer rate (PROTOCOLS A.4)."""
+    """SGD with adaptive gradient clipping at the transfer rate of Cherti & Jitsev (arXiv 2106.00116)."""
     return SGDAGC(parameters, lr=0.001)
 
 
