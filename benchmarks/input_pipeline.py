@@ -172,6 +172,7 @@ def print_overhead(calls: int = 300) -> None:
 
 
 def main() -> None:
+    """Compare on photos and radiographs, then print aliasing and the cost of every policy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=128, help="photos per round (default 128)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")

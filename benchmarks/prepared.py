@@ -89,6 +89,7 @@ def write_photos(folder: Path, count: int) -> None:
 
 
 def photos(scratch: Path, arguments: argparse.Namespace) -> None:
+    """Photos from 320 px and 256 px shards, against torchvision and timm on the originals."""
     root = arguments.photos or scratch / "photos"
     if not arguments.photos:
         root.mkdir()
@@ -102,6 +103,7 @@ def photos(scratch: Path, arguments: argparse.Namespace) -> None:
 
 
 def radiographs(scratch: Path, arguments: argparse.Namespace) -> None:
+    """Radiographs from 512 px shards, against the loader of Cherti & Jitsev 2022."""
     root = arguments.radiographs or scratch / "radiographs"
     if not arguments.radiographs:
         root.mkdir()
@@ -243,6 +245,7 @@ def _open_manifest(folder: str, rows: int, order: str, results) -> None:
 
 
 def manifest(scratch: Path, arguments: argparse.Namespace) -> None:
+    """Open, join and hold a manifest of millions of rows, each order in a process of its own."""
     folder = scratch / "manifest"
     write_manifest(folder, arguments.rows)
     size = (folder / "manifest.parquet").stat().st_size / 1e6
@@ -264,6 +267,7 @@ PARTS = {"photos": photos, "radiographs": radiographs, "small": small, "manifest
 
 
 def main() -> None:
+    """Run the chosen parts in a scratch folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="folder of your own photos")
     parser.add_argument("--radiographs", type=Path, help="folder of your own radiographs")

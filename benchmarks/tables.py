@@ -23,6 +23,7 @@ print(rows, time.perf_counter() - wall, time.process_time() - cpu, megabytes() -
 
 
 def main():
+    """Read the table in fresh processes and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", help="class name, such as PadChest")
     parser.add_argument("--root", required=True, help="folder with the tables; no image is opened")

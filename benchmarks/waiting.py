@@ -49,6 +49,7 @@ def write_folder(root: Path, count: int) -> None:
 
 
 def train_loader(root: Path, workers: int) -> DataLoader:
+    """The training loader of an ImageTable on the folder of photos."""
     data = ImageTable(root=str(root), batch_size=BATCH, num_workers=workers, image_size=SIZE, val_fraction=0, seed=0)
     data.setup()
     return data.train_dataloader()
@@ -107,6 +108,7 @@ def hand_over(dtype: type, batches: int) -> float:
 
 
 def print_waiting(workers: Sequence[int], batches: int, rounds: int, headroom: float) -> None:
+    """Share of the time that a step of fixed length waits for its batch."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         write_folder(root, batches * BATCH)
@@ -125,6 +127,7 @@ def print_waiting(workers: Sequence[int], batches: int, rounds: int, headroom: f
 
 
 def print_hand_over(batches: int, rounds: int) -> None:
+    """Milliseconds to receive a batch from a worker as uint8 and as float32."""
     pairs = []
     for turn in range(rounds):
         order = (np.uint8, np.float32) if turn % 2 == 0 else (np.float32, np.uint8)
@@ -139,6 +142,7 @@ def print_hand_over(batches: int, rounds: int) -> None:
 
 
 def main() -> None:
+    """Measure on generated photos in a scratch folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=60, help="batches of a pass (default 60)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")

@@ -11,16 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.shards import cache_folder
+
 Keys = NDArray[np.uint64]
 
 FORMAT = 2  # raised when a fingerprint's meaning changes
 CHUNK = 900  # keys of one query; SQLite takes 999 variables at least
 WAIT_S = 30.0  # for another process's write
-
-
-def cache_folder() -> Path:
-    """Folder of files that can always be made again: `$FARSHOT_CACHE`, else `~/.cache/farshot`."""
-    return Path(os.environ.get("FARSHOT_CACHE") or Path.home() / ".cache" / "farshot").expanduser()
 
 
 def cache_file() -> Path:

@@ -5,6 +5,7 @@ import pytest
 from datamodules.errors import DataError
 from datamodules.splits import (
     check_disjoint,
+    crossing_groups,
     folds,
     folds_by_date,
     folds_by_value,
@@ -295,6 +296,8 @@ def test_disjoint_splits_pass_and_unassigned_rows_are_ignored():
     check_disjoint(["a", "a", None, "b"], ["train", "", "", "test"])
     check_disjoint(pd.Series(["a", "a"], dtype="string[pyarrow]"), pd.Series(["test", None]))
     check_disjoint([], [])
+    assert crossing_groups(["a", "a", None, "b"], ["train", "", "", "test"]) == []
+    assert crossing_groups(["a", "a"], ["train", "test"]) == ["a (test, train)"]
 
 
 def test_groups_in_two_splits_are_named_in_the_order_of_the_table():
