@@ -290,10 +290,8 @@ class BaseDataModule(StreamingDataModule):
         Raises:
             DataError: Image files are missing, unless `missing_images: drop` leaves them out with a warning.
         """
-        reasons = {**self.exclusions(table), **self._dropped_classes(table), "no label": unlabelled(table.labels)}
-        reasons |= self.dials.exclusions(table)
-        steps = exclusion_flow(reasons)
-        missing = self._missing(table, np.flatnonzero(usable_rows(table, steps)))
+        steps = exclusion_flow(self.exclusion_reasons(table))
+        missing = self.absent_images(table, np.flatnonzero(usable_rows(table, steps)))
         if not len(missing):
             return steps
         problem = f"{len(missing)} images of {self.name} are missing, the first is {table.paths[missing[0]]}"
@@ -311,7 +309,12 @@ class BaseDataModule(StreamingDataModule):
             return {}
         return {"class not kept": (self.raw_table.labels >= 0) & (table.labels < 0)}
 
-    def _missing(self, table: Table, rows: np.ndarray) -> np.ndarray:
+    def exclusion_reasons(self, table: Table) -> dict[str, np.ndarray]:
+        """All rows that the metadata leaves out, bool (N,), by reason in order: the set's own, the dials', no label."""
+        reasons = {**self.exclusions(table), **self._dropped_classes(table), "no label": unlabelled(table.labels)}
+        return reasons | self.dials.exclusions(table)
+
+    def absent_images(self, table: Table, rows: np.ndarray) -> np.ndarray:
         """Those of `rows` without an image, in their files or in the prepared folder."""
         if self.prepared is None:
             return self.missing_files(table, rows)

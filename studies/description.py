@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules.base import BaseDataModule
-from datamodules.exclusions import Exclusion, exclusion_flow, unlabelled, usable_rows
+from datamodules.exclusions import Exclusion, exclusion_flow, usable_rows
 from datamodules.splits import crossing_groups
 from datamodules.table import SPLITS, Table
 
@@ -48,8 +48,8 @@ def find_usage(datamodule: BaseDataModule) -> Usage:
         DataError: The metadata cannot be read, or hold fewer images than the draw asks for.
     """
     table = datamodule.read_table()
-    steps = exclusion_flow({**datamodule.exclusions(table), "no label": unlabelled(table.labels)})
-    missing = datamodule.missing_files(table, np.flatnonzero(usable_rows(table, steps)))
+    steps = exclusion_flow(datamodule.exclusion_reasons(table))
+    missing = datamodule.absent_images(table, np.flatnonzero(usable_rows(table, steps)))
     if datamodule.missing_images == "drop" and len(missing):
         steps, missing = [*steps, Exclusion("no image file", missing)], missing[:0]
     usable = usable_rows(table, steps)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules.base import BaseDataModule
-from datamodules.exclusions import exclusion_flow, unlabelled, usable_rows
+from datamodules.exclusions import exclusion_flow, usable_rows
 from datamodules.table import SPLITS
 from studies.fingerprints import fingerprint_rows
 from studies.near_duplicates import find_copies
@@ -57,9 +57,8 @@ class Side:
 def open_side(datamodule: BaseDataModule, label: str) -> Side:
     """Read the metadata of a data set and find the rows in use."""
     table = datamodule.read_table()
-    reasons = {**datamodule.exclusions(table), "no label": unlabelled(table.labels)}
     split = np.asarray(table.split, dtype=object)
-    rows = np.flatnonzero(usable_rows(table, exclusion_flow(reasons)) & (split != ""))
+    rows = np.flatnonzero(usable_rows(table, exclusion_flow(datamodule.exclusion_reasons(table))) & (split != ""))
     names = datamodule.image_names(rows)
     return Side(
         datamodule=datamodule,

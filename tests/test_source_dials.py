@@ -8,6 +8,7 @@ import pytest
 
 from datamodules import ImageFolder, ImageTable, Synthetic
 from datamodules.errors import DataError
+from studies.description import find_usage
 from tests.data import tables
 
 LARGE = {"classes": 8, "num_train": 400, "num_test": 100, "image_size": 16}
@@ -76,6 +77,9 @@ def test_curation_keeps_the_best_training_images(tmp_path):
     assert best.dials.describe() == "best 0.5 by scores.csv (seed 0)"
     (step,) = best.excluded
     assert step.reason == "score not among the best 50% of scores.csv"
+    usage = find_usage(best)  # what `describe` prints is what a run uses
+    assert [one.reason for one in usage.steps] == [step.reason]
+    assert usage.rows["train"].tolist() == best.rows("train").tolist()
 
 
 @pytest.mark.parametrize(
