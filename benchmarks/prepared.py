@@ -152,7 +152,11 @@ def image_folder(root: Path, steps: Sequence[Callable]) -> Pipeline:
 
 
 def write_manifest(folder: Path, rows: int) -> None:
-    """A manifest of ImageNet-21k's size, in row groups, and a settings file; the shards are empty but long enough."""
+    """A manifest of ImageNet-21k's size, its settings, and the tables of images and classes that it belongs to.
+
+    The shards are empty but long enough. The tables are `same.parquet`, in the manifest's order, and
+    `shuffled.parquet`.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -185,6 +189,11 @@ def write_manifest(folder: Path, rows: int) -> None:
         writer.write_table(table)
     if writer is not None:
         writer.close()
+    paths = large_paths(np.arange(rows))
+    for name, order in (("same", np.arange(rows)), ("shuffled", np.random.default_rng(0).permutation(rows))):
+        taken = paths.take(pa.array(order))
+        table = pa.table({"path": taken, "label": pc.utf8_slice_codeunits(taken, 0, 9)})
+        pq.write_table(table, folder / f"{name}.parquet", row_group_size=1 << 20)
 
 
 def large_paths(number: np.ndarray):
@@ -209,57 +218,55 @@ def private_mb() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean"))) / 1e3
 
 
-def _open_manifest(folder: str, rows: int, order: str, results) -> None:
-    """In a process of its own: open, find, fork a worker that reads numbers; reports times and memory."""
-    import pandas as pd
-    import pyarrow as pa
-
-    paths = pd.array(large_paths(np.arange(rows)), dtype="string[pyarrow]")
-    if order == "shuffled":
-        paths = paths.take(np.random.default_rng(0).permutation(rows))
-    pa.default_memory_pool().release_unused()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    table = memory_mb("VmRSS")
+def _open_manifest(folder: str, order: str, results) -> None:
+    """In a process of its own: read the table, open the manifest, join, draw; fork a worker that reads numbers."""
+    before = memory_mb("VmRSS")
     start = time.perf_counter()
     images = PreparedImages(folder)
     opened = time.perf_counter() - start
-    found = images.find(paths)
+    del images
+    start = time.perf_counter()
+    data = ImageTable(
+        root=folder,
+        table=f"{order}.parquet",
+        columns={"path": "path", "label": "label"},
+        dataset_name="imagenet21k",
+        prepared=folder,
+        shots=10,
+    )
+    data.setup("fit")
     done = time.perf_counter() - start
-    if (found < 0).any():
-        raise AssertionError("a path was not found")
-    peak = memory_mb("VmHWM")
-    pa.default_memory_pool().release_unused()
-    held = memory_mb("VmRSS")
+    rows, peak, held = data.rows("train"), memory_mb("VmHWM"), memory_mb("VmRSS")
     pipe, end = multiprocessing.Pipe()
 
     def worker() -> None:
-        for row in found[:: max(1, rows // 100_000)].tolist():
-            images.file(row)
+        for row in data.prepared_rows[rows[::10]].tolist():
+            data.prepared_images.file(row)
         end.send(private_mb())
 
     child = multiprocessing.get_context("fork").Process(target=worker)
     child.start()
     private = pipe.recv()
     child.join()
-    results.send((opened, done, table, peak, held, private))
+    results.send((opened, done, len(rows), before, peak, held, private))
 
 
 def manifest(scratch: Path, arguments: argparse.Namespace) -> None:
-    """Open, join and hold a manifest of millions of rows, each order in a process of its own."""
+    """Open a manifest of millions of rows, join it with a table and draw 10 shots; each order in its own process."""
     folder = scratch / "manifest"
     write_manifest(folder, arguments.rows)
     size = (folder / "manifest.parquet").stat().st_size / 1e6
     for order in ("same", "shuffled"):
         pipe, end = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        child = context.Process(target=_open_manifest, args=(str(folder), arguments.rows, order, end))
+        child = context.Process(target=_open_manifest, args=(str(folder), order, end))
         child.start()
-        opened, done, table, peak, held, private = pipe.recv()
+        opened, done, drawn, before, peak, held, private = pipe.recv()
         child.join()
         print(
-            f"manifest of {arguments.rows:,} rows ({size:.0f} MB), paths in {order} order: opened in {opened:.1f} s, "
-            f"all found after {done:.1f} s\n  MB: with imports and paths {table:.0f}, peak {peak:.0f}, then held "
-            f"{held:.0f}; a forked worker's own {private:.0f}"
+            f"manifest of {arguments.rows:,} rows ({size:.0f} MB): opened in {opened:.1f} s; a table in {order} order "
+            f"read, split, joined and {drawn:,} images of 10 shots drawn in {done:.1f} s\n  MB: imports {before:.0f}, "
+            f"peak {peak:.0f}, then held {held:.0f}; a forked worker's own {private:.0f}"
         )
 
 

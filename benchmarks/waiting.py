@@ -1,6 +1,6 @@
 """How long a training step waits for its data, and what uint8 saves in the hand-over from workers.
 
-    python benchmarks/waiting.py [--batches N] [--rounds N] [--workers N ...] [--headroom X]
+    python benchmarks/waiting.py [--batches N] [--batch N ...] [--rounds N] [--workers N ...] [--headroom X]
 
 Waiting: the training loader of an ImageTable on generated JPEG photos (500x375 to a random crop of 224), and a step
 that only sleeps, as one does that waits for an accelerator. Its rate is supply / headroom, where supply is the
@@ -48,26 +48,26 @@ def write_folder(root: Path, count: int) -> None:
     os.link(originals[0], root / "test" / "photo" / "0.jpg")
 
 
-def train_loader(root: Path, workers: int) -> DataLoader:
+def train_loader(root: Path, batch: int, workers: int) -> DataLoader:
     """The training loader of an ImageTable on the folder of photos."""
-    data = ImageTable(root=str(root), batch_size=BATCH, num_workers=workers, image_size=SIZE, val_fraction=0, seed=0)
+    data = ImageTable(root=str(root), batch_size=batch, num_workers=workers, image_size=SIZE, val_fraction=0, seed=0)
     data.setup()
     return data.train_dataloader()
 
 
-def images_per_second(root: Path, workers: int) -> float:
+def images_per_second(root: Path, batch: int, workers: int) -> float:
     """What the loader gives to someone who only takes."""
-    batches = iter(train_loader(root, workers))
+    batches = iter(train_loader(root, batch, workers))
     for _ in range(START_UP):
         next(batches)
     start = time.perf_counter()
-    count = sum(len(batch["image"]) for batch in batches)
+    count = sum(len(images["image"]) for images in batches)
     return count / (time.perf_counter() - start)
 
 
-def waiting_share(root: Path, workers: int, step: float) -> float:
+def waiting_share(root: Path, batch: int, workers: int, step: float) -> float:
     """Share of the time of steps of `step` seconds that is spent waiting for the next batch."""
-    batches = iter(train_loader(root, workers))
+    batches = iter(train_loader(root, batch, workers))
     for _ in range(START_UP):
         next(batches)
         time.sleep(step)
@@ -107,19 +107,19 @@ def hand_over(dtype: type, batches: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def print_waiting(workers: Sequence[int], batches: int, rounds: int, headroom: float) -> None:
+def print_waiting(batch: int, workers: Sequence[int], batches: int, rounds: int, headroom: float) -> None:
     """Share of the time that a step of fixed length waits for its batch."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        write_folder(root, batches * BATCH)
+        write_folder(root, batches * batch)
         for count in workers:
             alone, supply, shares = [], [], []
             for _ in range(rounds):
-                alone.append(images_per_second(root, 0))
-                supply.append(images_per_second(root, count))
-                shares.append(waiting_share(root, count, headroom * BATCH / supply[-1]))
+                alone.append(images_per_second(root, batch, 0))
+                supply.append(images_per_second(root, batch, count))
+                shares.append(waiting_share(root, batch, count, headroom * batch / supply[-1]))
             print(
-                f"{count} workers: {statistics.median(supply):.0f} images/s, one process "
+                f"batches of {batch}, {count} workers: {statistics.median(supply):.0f} images/s, one process "
                 f"{statistics.median(alone):.0f}; supply = {headroom} x step rate: "
                 f"waiting median {100 * statistics.median(shares):.2f} % of the time, "
                 f"min {100 * min(shares):.2f}, max {100 * max(shares):.2f}; {os.cpu_count()} cores"
@@ -145,13 +145,15 @@ def main() -> None:
     """Measure on generated photos in a scratch folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=60, help="batches of a pass (default 60)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[32, 128], help="images of a batch (default 32 128)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="loader processes (default 1 2)")
     parser.add_argument("--headroom", type=float, default=1.2, help="supply over demand (default 1.2)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    print_waiting(arguments.workers, arguments.batches, arguments.rounds, arguments.headroom)
+    for batch in arguments.batch:
+        print_waiting(batch, arguments.workers, arguments.batches, arguments.rounds, arguments.headroom)
     print_hand_over(4 * arguments.batches, arguments.rounds)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from datamodules import splits
 from datamodules.errors import DataError
+from datamodules.hashing import hash_ids
 from datamodules.table import SPLITS, Table
 
 FoldBy = Literal["group", "site", "date"]
@@ -50,8 +51,8 @@ def assign_splits(table: Table, dataset: str, settings: SplitSettings) -> tuple[
         codes[splits.hash_test(table.groups, dataset, settings.test_fraction) & (codes == TRAIN)] = TEST
     train = np.flatnonzero(codes == TRAIN)
     if settings.val_fraction and len(train) and not (codes == VALIDATION).any():
-        labels, groups = table.labels[train], table.groups[train]
-        codes[train[splits.train_validation(labels, groups, settings.val_fraction, settings.seed)]] = VALIDATION
+        labels, share, seed = table.labels[train], settings.val_fraction, settings.seed
+        codes[train[splits.train_validation(labels, table.groups, share, seed, train)]] = VALIDATION
     return table.with_split(codes), policy
 
 
@@ -81,7 +82,7 @@ def assign_by_image(table: Table, settings: SplitSettings, key: str, strata: np.
 def _first_share(table: Table, among: np.ndarray, strata: np.ndarray, share: float, key: str) -> np.ndarray:
     """Rows of the first `share` of the images of each stratum, by a hash of their paths."""
     rows = np.flatnonzero(among)
-    ranks = splits.rank_within(strata[rows], splits.hash_ids(table.paths[rows], key))
+    ranks = splits.rank_within(strata[rows], hash_ids(table.paths[rows], key))
     sizes = np.bincount(strata[rows])
     return np.asarray(rows[ranks < np.rint(sizes * share).astype(np.int64)[strata[rows]]])
 

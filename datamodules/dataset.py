@@ -33,22 +33,31 @@ class BatchDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
+    def __getitem__(self, key: Key) -> dict[str, Any]:
         """One sample as a batch without its first dimension."""
         return {name: value[0] for name, value in self.__getitems__([key]).items()}
 
-    def __getitems__(self, keys: Sequence[Key]) -> dict[str, torch.Tensor]:
-        """The batch of `keys`: image uint8 (B, C, H, W), label, index int64 (B,)."""
+    def __getitems__(self, keys: Sequence[Key]) -> dict[str, Any]:
+        """The batch of `keys`: image uint8 (B, C, H, W), label, index int64 (B,).
+
+        Only the image is a tensor: each one is handed over by a file descriptor that a worker is asked for, which
+        takes a millisecond; arrays travel in the message itself (see `as_tensors`).
+        """
         rows = [row for row, _, _ in keys]
         images = self.read_images(rows)
         views = np.stack([self.transform(image, seed) for image, (_, seed, _) in zip(images, keys, strict=True)])
         return {
             "image": torch.from_numpy(views),
-            "label": torch.from_numpy(self.labels[rows]),
-            "index": torch.tensor([index for _, _, index in keys], dtype=torch.int64),
+            "label": self.labels[rows],
+            "index": np.array([index for _, _, index in keys], dtype=np.int64),
         }
 
 
-def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def keep_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """Collate function: `BatchDataset` has stacked the batch already."""
     return batch
+
+
+def as_tensors(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A batch of `BatchDataset` as the model gets it."""
+    return {name: torch.as_tensor(value) for name, value in batch.items()}

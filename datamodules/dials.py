@@ -15,8 +15,9 @@ import pandas as pd
 
 from datamodules.errors import DataError, closest
 from datamodules.few_shot import random_keys
+from datamodules.hashing import hash_ids
 from datamodules.readers import read_frame
-from datamodules.splits import BoolArray, Int64Array, UInt64Array, check_seed, hash_ids
+from datamodules.splits import BoolArray, Int64Array, UInt64Array, check_seed
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -169,19 +170,25 @@ def curated(scores: npt.NDArray[Any], keep: float) -> BoolArray:
     return kept
 
 
-def read_confusion(path: Path, class_names: Sequence[str]) -> Float64Array:
+def read_confusion(path: Path, class_names: Sequence[str], *, further: bool = False) -> Float64Array:
     """Read a confusion matrix from CSV: class names in the first row and the first column, in any order.
+
+    Args:
+        path: The file.
+        class_names: Names in index order.
+        further: Whether the file may have further classes, which are left out.
 
     Returns:
         float64 (C, C) in the order of `class_names`: the row is the true class, the column the wrong label.
 
     Raises:
-        DataError: A missing, unknown or repeated class, or a cell that is no number of 0 or more; with its line.
+        DataError: A missing, unknown or repeated class, a cell that is no number of 0 or more, or a class that is
+            confused with further classes only; with its line.
     """
     frame = read_frame(path)
     columns, rows = [str(name).strip() for name in frame.columns[1:]], [str(n).strip() for n in frame.iloc[:, 0]]
-    _check_names(columns, class_names, [f"{path}, line 1"] * len(columns), f"{path}, line 1")
-    _check_names(rows, class_names, [f"{path}, line {line}" for line in range(2, len(rows) + 2)], str(path))
+    _check_names(columns, class_names, [f"{path}, line 1"] * len(columns), f"{path}, line 1", further)
+    _check_names(rows, class_names, [f"{path}, line {line}" for line in range(2, len(rows) + 2)], str(path), further)
     cells = frame.iloc[:, 1:]
     matrix = cells.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     bad = np.argwhere(~(np.isfinite(matrix) & (matrix >= 0)))
@@ -192,17 +199,26 @@ def read_confusion(path: Path, class_names: Sequence[str]) -> Float64Array:
             where=f"{path}, line {row + 2}",
             valid="a number of 0 or more",
         )
-    ordered: Float64Array = matrix[
-        np.ix_([rows.index(name) for name in class_names], [columns.index(name) for name in class_names])
-    ]
+    down, across = (pd.Index(names).get_indexer(pd.Index(class_names)) for names in (rows, columns))
+    ordered: Float64Array = matrix[np.ix_(down, across)]
+    inside = (ordered * (1 - np.eye(len(ordered)))).any(axis=1)
+    lost = np.flatnonzero(~inside & np.delete(matrix[down], across, axis=1).any(axis=1))
+    if len(lost):
+        raise DataError(
+            f"class {class_names[lost[0]]!r} is confused only with classes that do not stay ({len(lost)} such classes)",
+            where=f"{path}, line {down[lost[0]] + 2}",
+            hint="confuse it with a class that stays, keep more classes, or draw them by another seed",
+        )
     return ordered
 
 
-def _check_names(names: Sequence[str], class_names: Sequence[str], places: Sequence[str], where: str) -> None:
+def _check_names(
+    names: Sequence[str], class_names: Sequence[str], places: Sequence[str], where: str, further: bool
+) -> None:
     seen: set[str] = set()
     known = set(class_names)
     for name, place in zip(names, places, strict=True):
-        if name not in known:
+        if name not in known and not further:
             near = closest(name, class_names)
             raise DataError(
                 f"unknown class {name!r}" + (f"; did you mean {near!r}?" if near else ""),

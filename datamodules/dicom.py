@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from datamodules.errors import DataError, UnreadableImageError
-from datamodules.io import RESTORE, Image, is_dicom, window_to_uint8
+from datamodules.hashing import arrow_text
+from datamodules.io import DICOM_EXTENSIONS, RESTORE, Image, window_to_uint8
 
 INSTALL = 'pip install "farshot[dicom]"'
 LUMA = np.array([0.299, 0.587, 0.114])  # of RGB; ITU-R BT.601, as for every other colour image
@@ -98,12 +99,12 @@ def read_tags(paths: Sequence[Path]) -> dict[str, np.ndarray]:
     }
 
 
-def columns(root: Path, paths: Sequence[str], mapped: Collection[str] = ()) -> dict[str, np.ndarray]:
+def columns(root: Path, paths: Any, mapped: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Columns of a table (group, sex, age, view, scanner, date) that the tags of its DICOM files fill.
 
     Args:
         root: Folder of the data set.
-        paths: Images relative to `root`.
+        paths: Images relative to `root`, strings (N,).
         mapped: Roles that the data set has from elsewhere; the headers are not read where nothing is left.
 
     Returns:
@@ -112,14 +113,14 @@ def columns(root: Path, paths: Sequence[str], mapped: Collection[str] = ()) -> d
     Raises:
         DataError: DICOM files among others, an unreadable header, or a file without PatientID where that is the group.
     """
-    files = [is_dicom(path) for path in paths]
+    files = np.concatenate([_is_dicom(part) for part in arrow_text(paths, "path")])
     wanted = {role: tag for role, tag in ROLES.items() if role not in mapped}
-    if not any(files) or not wanted:
+    if not files.any() or not wanted:
         return {}
-    if not all(files):
+    if not files.all():
         raise DataError(
-            f"a data set mixes DICOM and other images ({sum(files)} of {len(files)} are DICOM)",
-            where=str(root / paths[files.index(False)]),
+            f"a data set mixes DICOM and other images ({files.sum()} of {len(files)} are DICOM)",
+            where=str(root / paths[int(np.argmin(files))]),
             hint="make them two data sets: only DICOM files say whose image they are",
         )
     tags = read_tags([root / path for path in paths])
@@ -131,6 +132,15 @@ def columns(root: Path, paths: Sequence[str], mapped: Collection[str] = ()) -> d
             hint="list the images in a table with a column of patients, and map it as `columns.group`",
         )
     return {role: tags[tag] for role, tag in wanted.items()}
+
+
+def _is_dicom(paths: Any) -> np.ndarray:
+    """Tell by the extensions of an Arrow array of paths, bool (N,)."""
+    import pyarrow.compute as pc
+
+    endings = pc.utf8_lower(pc.utf8_slice_codeunits(paths, -max(map(len, DICOM_EXTENSIONS))))
+    found = [pc.ends_with(endings, extension).to_numpy(zero_copy_only=False) for extension in sorted(DICOM_EXTENSIONS)]
+    return np.asarray(np.logical_or.reduce(found))
 
 
 @contextmanager

@@ -21,8 +21,10 @@ from datamodules.splits import (
     UInt64Array,
     check_seed,
     distinct,
+    group_minimum,
     group_order,
     rank_within,
+    rarity,
 )
 
 
@@ -79,7 +81,7 @@ def sample(
     if groups is not None and one_per_group:
         rows = rows[_one_per_group(labels, rows, groups, len(names), seed)]
     draw = _draw_classes if labels.ndim == 1 else _draw_labels
-    chosen, counts = draw(labels[rows], k, len(names), seed)
+    chosen, counts = draw(labels if len(rows) == len(labels) else labels[rows], k, len(names), seed)
     grouped = groups is not None and one_per_group
     _report_small(counts[expected], [names[i] for i in expected], k, on_small, grouped=grouped)
     return rows[chosen]
@@ -97,8 +99,8 @@ def subset(
 
     Multi-class labels are stratified: with n_c of N images in class c, a subset of m images has m * n_c / N
     of them, rounded, to ±1 (unlabelled rows count as a class). Multi-label sets are drawn at random. Where
-    groups have several images, whole groups are taken in random order and the last one is cut, so that the
-    number of images is exact; such draws are not stratified.
+    groups have several images, a group belongs to the stratum of its rarest class; in each stratum whole groups
+    are taken in random order and the last one is cut, so that the number of images is exact.
 
     Args:
         n_or_labels: Number of rows N, int64 (N,) labels, or float32 (N, L) labels.
@@ -118,15 +120,21 @@ def subset(
     size = _parse_size(n, num_images, fraction)
     check_seed(seed, "few_shot_seed")
     keys = random_keys(n, seed, "subset")
+    strata = _check_labels(labels, None) + 1 if labels.ndim == 1 else np.zeros(n, dtype=np.int64)
+    codes = None
     if groups is not None:
         codes, hashes = group_order(groups, f"subset {seed}")
-        if len(hashes) < n:
-            sizes = np.bincount(codes)
-            place = (np.cumsum(sizes) - sizes)[codes] + rank_within(codes, keys)
-            return np.flatnonzero(place < size)
-    strata = _check_labels(labels, None) + 1 if labels.ndim == 1 else np.zeros(n, dtype=np.int64)
+        if len(hashes) == n:
+            codes = None
+        elif labels.ndim == 1:
+            strata = group_minimum(rarity(labels, codes), codes, len(hashes))[codes]
     counts = _nested_counts(np.bincount(strata), size, seed)
-    return np.flatnonzero(rank_within(strata, keys) < counts[strata])
+    if codes is None:
+        return np.flatnonzero(rank_within(strata, keys) < counts[strata])
+    order = np.lexsort((keys, codes, strata))  # group by group in each stratum
+    sizes = np.bincount(strata)
+    place = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(order[place < np.repeat(counts, sizes)])
 
 
 def random_keys(n: int, seed: int, purpose: str, index: int = 0) -> UInt64Array:

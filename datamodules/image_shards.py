@@ -1,9 +1,11 @@
 """Tar shards as a data set: WebDataset archives of images and labels, read by random access."""
 
+import glob
 import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ import pandas as pd
 
 from datamodules import io, readers, shards
 from datamodules.arguments import checked_window
+from datamodules.atomic import replace_file
 from datamodules.base import BaseDataModule
 from datamodules.errors import DataError, closest
 from datamodules.table import Table, split_column, strings
@@ -35,7 +38,7 @@ class ImageShards(BaseDataModule):
         label: Extension of the member that holds the label: cls, txt or json.
         label_key: Key of the label in a JSON member.
         class_names: Classes in index order; default: the lines of `root/classes.txt`, else the labels found, sorted
-            (of whole numbers: 0 to the largest).
+            (of whole numbers below a million: 0 to the largest).
         shards: Files or URLs (s3://bucket/train-0000.tar) in place of all tar files below `root`; URLs are copied to
             the local cache.
         mode: rgb, or grey for one channel.
@@ -80,7 +83,11 @@ class ImageShards(BaseDataModule):
         self.restrict_labels()
 
     def _list_shards(self) -> list[str]:
-        found = sorted(str(path) for path in self.root.rglob("*.tar") if not path.name.startswith("."))
+        # Unlike rglob, glob follows links to folders; of several ways to one file the shortest counts.
+        names = glob.glob("**/*.tar", root_dir=self.root, recursive=True)
+        names.sort(key=lambda name: (name.count("/"), name))
+        paths = [str(self.root / name) for name in names]
+        found = sorted({os.path.realpath(path): path for path in reversed(paths)}.values())
         if not found:
             raise DataError(
                 f"no tar shards below {self.root}", where="data.init_args.root", valid="train-0000.tar, ..."
@@ -90,9 +97,13 @@ class ImageShards(BaseDataModule):
     def _find_classes(self) -> list[str]:
         listing = self.root / "classes.txt"
         if listing.is_file():
-            return [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line.strip() for line in listing.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+            if "" in lines:
+                where = f"{listing}, line {lines.index('') + 1}"
+                raise DataError("a class without a name", where=where, hint="a line is a class, in index order")
+            return lines
         texts = sorted(set(self.index["label"].unique().to_pylist()) - {""})
-        if all(text.isdecimal() for text in texts):
+        if all(re.fullmatch("0|[1-9][0-9]{0,5}", text) for text in texts):
             return [str(number) for number in range(max(map(int, texts), default=-1) + 1)]
         return texts
 
@@ -101,6 +112,7 @@ class ImageShards(BaseDataModule):
     @cached_property
     def index(self) -> Any:
         """A pyarrow table, a row an image: key, extension, shard, offset, size, and its label's text ("" = none)."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         status = [(file, path.stat()) for file, path in zip(self.shard_files, self._local_files(), strict=True)]
@@ -109,13 +121,14 @@ class ImageShards(BaseDataModule):
         name = f".index-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.parquet"
         places = [self.root / name, shards.cache_folder() / "shards" / name]
         for place in places:
-            if place.is_file():
+            try:
                 return pq.read_table(place)
+            except (pa.ArrowException, OSError):  # not there, or damaged
+                continue
         index = self._make_index()
         place = places[0] if os.access(self.root, os.W_OK) else places[1]
         place.parent.mkdir(parents=True, exist_ok=True)
-        with shards.replaced(place) as temporary:
-            pq.write_table(index, temporary)
+        replace_file(place, lambda temporary: pq.write_table(index, temporary))
         return index
 
     def _local_files(self) -> list[Path]:
@@ -167,13 +180,17 @@ class ImageShards(BaseDataModule):
             try:
                 text = content.decode("utf-8").strip()
                 if self.label_key is not None:
-                    value = json.loads(text)[self.label_key]
-                    text = "" if value is None else str(value).strip()
+                    text = _label_text(json.loads(text)[self.label_key])
             except (ValueError, KeyError, TypeError) as error:
                 where = f"{self.shard_files[shard]}, byte {offset}"
                 raise DataError(f"a label cannot be read: {error!r} in {content[:80]!r}", where=where) from error
             found.append(texts.setdefault(text, text))
         return found
+
+    @property
+    def unnamed_releases(self) -> frozenset[str]:
+        """This set: its name is that of a folder, or the user's choice."""
+        return frozenset({self.release})
 
     def load_table(self) -> Table:
         """One row an image; its path is the shard and the member in it."""
@@ -196,11 +213,17 @@ class ImageShards(BaseDataModule):
 
     def _labels(self) -> np.ndarray:
         """Class of every image, int64; texts are names of classes or, where none of them is, their numbers."""
-        own = self.own_class_names
+        own = self.space.own
         codes, texts = pd.factorize(self.index["label"].to_numpy(zero_copy_only=False))
         known = {"": -1, **{name: place for place, name in enumerate(own)}}
         if not set(texts) & set(own):
             known |= {str(place): place for place in range(len(own))}
+        doubled = sorted(name for name, count in Counter(own).items() if count > 1 and name in texts)
+        if doubled:
+            problem = f"label {doubled[0]!r} is the name of several classes ({len(doubled)} such)"
+            raise DataError(
+                problem, where="class_names", hint="give each class a name of its own, or number the labels"
+            )
         unknown = [text for text in texts if text not in known]
         if unknown:
             near = closest(unknown[0], own)
@@ -223,18 +246,18 @@ class ImageShards(BaseDataModule):
         reader, (shard, offset, size) = self._places
         return reader.read(int(shard[row]), int(offset[row]), int(size[row]))
 
-    def read_images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
-        """Images by table row, uint8 (H, W, C), through the cache."""
-        return [self._read(int(row)) for row in rows]
+    def read_images(self, rows: Sequence[int], at_least: int | None = None) -> Sequence[np.ndarray]:
+        """Images by table row, uint8 (H, W, C), through the cache; `at_least` as in `io.decode_image`."""
+        return [self._read(int(row), at_least) for row in rows]
 
-    def _read(self, row: int) -> np.ndarray:
+    def _read(self, row: int, at_least: int | None) -> np.ndarray:
         mode: io.Mode = "grey" if self.channels == 1 else "rgb"
         name = f"{self.root}/{self.raw_table.paths[row]}"
 
         def decode(_: str) -> io.Image:
-            return io.decode_image(self.image_bytes(row), mode=mode, window=self.window, name=name)
+            return io.decode_image(self.image_bytes(row), mode=mode, window=self.window, name=name, at_least=at_least)
 
-        return self.cache.get(f"{mode}:{self.window}:{name}", decode)
+        return self.cache.get(f"{mode}:{self.window}:{at_least}:{name}", decode)
 
     def image_files(self, rows: np.ndarray) -> list[tuple[Path, str] | None]:
         """None: the images are no files of their own."""
@@ -246,6 +269,15 @@ class ImageShards(BaseDataModule):
 
 
 _EXTENSIONS = sorted(extension[1:] for extension in io.IMAGE_EXTENSIONS - io.DICOM_EXTENSIONS)
+
+
+def _label_text(value: Any) -> str:
+    """A label from JSON as text: "" for null and NaN, "7" for 7.0; ValueError for lists and objects."""
+    if isinstance(value, (list, dict)):
+        raise ValueError("neither text nor a number")
+    if value is None or value != value:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def _splits(names: Sequence[str]) -> list[str]:

@@ -12,8 +12,8 @@ from datamodules.base import BaseDataModule
 from datamodules.errors import DataError, closest
 from datamodules.label_space import Task
 from datamodules.metadata import metadata_column
-from datamodules.rows import reject_rows
-from datamodules.table import METADATA, Origin, Table, split_column, strings
+from datamodules.rows import reject_rows, repeated_rows
+from datamodules.table import METADATA, Origin, Table, no_split, split_column, strings
 
 ROLES = ("path", "label", "group", "split", *METADATA)
 
@@ -106,8 +106,8 @@ class ImageTable(BaseDataModule):
             return list(label)
         if self.task == "binary":
             return [label]
-        cells = frame[label].map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
-        names = sorted(set(cells) - {""}, key=lambda name: (int(name) if name.isdigit() else -1, name))
+        texts = set(readers.text_column(frame[label]).unique()) - {""}
+        names = sorted(texts, key=lambda name: (int(name) if name.isdigit() else -1, name))
         if len(names) < 2:
             raise DataError(
                 f"label column {label!r} has {len(names)} classes",
@@ -127,7 +127,7 @@ class ImageTable(BaseDataModule):
 
     def _load_tree(self) -> Table:
         folders = readers.class_folders(self.root)
-        names = (self._folders if len(self._folders) == 2 else folders) if self.task == "binary" else self.class_names
+        names = (self._folders if len(self._folders) == 2 else folders) if self.task == "binary" else self.space.own
         if self.task == "binary" and len(folders) != 2:
             raise DataError(f"a binary task needs two class folders, {self.root} has {len(folders)}", valid=folders)
         unknown = [folder for folder in folders if folder not in names]
@@ -135,7 +135,7 @@ class ImageTable(BaseDataModule):
             raise DataError(
                 f"class folder {unknown[0]!r} is not among class_names",
                 where=str(self.root),
-                valid=self.class_names,
+                valid=names,
             )
         paths, labels, split = readers.read_tree(self.root, names)
         if not paths:
@@ -147,28 +147,31 @@ class ImageTable(BaseDataModule):
         if self.task == "binary":
             labels = labels[:, None].astype(np.float32)
         tags = dicom.columns(self.root, paths)
-        groups = tags.pop("group", paths)
-        return Table(strings(paths), labels, strings(groups), split_column(split), tags)
+        images = strings(paths)
+        groups = strings(tags.pop("group")) if "group" in tags else images
+        return Table(images, labels, groups, split_column(split), tags)
 
     def _load_file(self, path: Path) -> Table:
         roles = {role: _names(column) for role, column in self.columns.items()}
+        # The labels first and by themselves: as text they would take a third of the memory of a large table.
+        labels = self._read_labels(readers.read_frame(path, roles.pop("label")), str(path))
         frame = readers.read_frame(path, [name for names in roles.values() for name in names])
         images = readers.text_column(frame[roles["path"][0]])
         reject_rows(images == "", images, "a row without an image:", path)
-        reject_rows(images.duplicated(), images, "image listed twice:", path)
-        split = np.full(len(frame), "", dtype=object)
-        if "split" in roles:
-            split = self._read_split(frame[roles["split"][0]], path)
-        tags = dicom.columns(self.root, images.tolist(), mapped=roles)
-        groups = tags.pop("group", images)
+        reject_rows(repeated_rows(images), images, "image listed twice:", path)
+        split = self._read_split(frame[roles["split"][0]], path) if "split" in roles else no_split(len(frame))
+        tags = dicom.columns(self.root, images.array, mapped=roles)
+        paths = strings(images)
+        groups = strings(tags.pop("group")) if "group" in tags else paths
         if "group" in roles:
-            groups = readers.text_column(frame[roles["group"][0]])
-            reject_rows(groups == "", groups, "a row without a group (patient):", path)
+            patients = readers.text_column(frame[roles["group"][0]])
+            reject_rows(patients == "", patients, "a row without a group (patient):", path)
+            groups = strings(patients)
         return Table(
-            paths=strings(images),
-            labels=self._read_labels(frame[roles["label"]], str(path)),
-            groups=strings(groups),
-            split=split_column(split),
+            paths=paths,
+            labels=labels,
+            groups=groups,
+            split=split,
             metadata=tags
             | {role: metadata_column(role, frame[names[0]]) for role, names in roles.items() if role in METADATA},
             origins=(Origin(path),),
@@ -176,15 +179,16 @@ class ImageTable(BaseDataModule):
 
     def _read_labels(self, cells: pd.DataFrame, where: str) -> np.ndarray:
         if self.task == "multiclass":
-            return readers.class_labels(cells.iloc[:, 0].tolist(), self.class_names, where)
+            return readers.class_labels(cells.iloc[:, 0], self.space.own, where)
         return readers.binary_cells(cells, where)
 
-    def _read_split(self, cells: "pd.Series[str]", path: Path) -> np.ndarray:
+    def _read_split(self, cells: "pd.Series[str]", path: Path) -> pd.Categorical:
         values = readers.text_column(cells).str.lower()
         known = {**readers.SPLIT_FOLDERS, "": ""}
         valid = [*readers.SPLIT_FOLDERS, "blank (unused)"]
         reject_rows(~values.isin(list(known)), cells, "unknown split", path, valid=valid)
-        return values.map(known).to_numpy(dtype=object)
+        codes, texts = pd.factorize(values)
+        return split_column(np.asarray([known[text] for text in texts], dtype=object)[codes])
 
 
 def _names(column: str | list[str]) -> list[str]:

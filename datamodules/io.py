@@ -44,7 +44,9 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def read_image(path: str | Path, *, mode: Mode, window: tuple[float, float] | None = None) -> Image:
+def read_image(
+    path: str | Path, *, mode: Mode, window: tuple[float, float] | None = None, at_least: int | None = None
+) -> Image:
     """Read and decode one image file.
 
     The EXIF orientation is applied in every mode; alpha is dropped (the colours under it stay). OpenCV
@@ -57,6 +59,7 @@ def read_image(path: str | Path, *, mode: Mode, window: tuple[float, float] | No
             `unchanged` 1 channel for a grey file and 3 for any other. DICOM is always grey.
         window: Intensities (low, high) that become 0 and 255, by `window_to_uint8`; only files deeper than
             8 bits are changed, and DICOM, where it overrides the file's own (see `dicom.read_dicom`).
+        at_least: Pixels that both sides keep where the image may be decoded smaller; see `decode_image`.
 
     Returns:
         uint8, (H, W, 3) in RGB order or (H, W, 1).
@@ -80,7 +83,7 @@ def read_image(path: str | Path, *, mode: Mode, window: tuple[float, float] | No
             where=str(path),
             hint="check `root` and the paths of the data set's table",
         ) from error
-    return decode_image(data, mode=mode, window=window, name=str(path))
+    return decode_image(data, mode=mode, window=window, name=str(path), at_least=at_least)
 
 
 def is_dicom(path: str | Path) -> bool:
@@ -240,7 +243,7 @@ def _decode_with_opencv(data: bytes, mode: Mode, name: str, at_least: int | None
     image, noise = _quietly(cv2, np.frombuffer(data, np.uint8), colour)
     if image is None:
         return None
-    if b"remature end" in noise and _has_blank_edge(image):
+    if b"remature end" in noise and _has_blank_corner(image, 8 // reduction):
         raise UnreadableImageError("An image's data ends early: part is missing.", where=name, hint=RESTORE)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if image.ndim == 3 else image
 
@@ -257,9 +260,10 @@ def jpeg_reduction(data: bytes, at_least: int) -> int:
     return 1
 
 
-def _has_blank_edge(image: NDArray[Any]) -> bool:
-    """Tell whether one side is all 128, libjpeg's filling for missing blocks (EXIF may have turned it)."""
-    return any(bool((edge == 128).all()) for edge in (image[-1], image[0], image[:, 0], image[:, -1]))
+def _has_blank_corner(image: NDArray[Any], block: int) -> bool:
+    """Tell whether a corner is all 128, libjpeg's filling for missing blocks (EXIF may have turned the last one)."""
+    sides = slice(None, block), slice(-block, None)
+    return any(bool((image[rows, columns] == 128).all()) for rows in sides for columns in sides)
 
 
 @functools.lru_cache(maxsize=1)

@@ -128,7 +128,7 @@ def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
                     valid=present,
                 )
         if path.suffix == ".parquet":
-            frame = pd.read_parquet(path, columns=list(columns) if columns else None)
+            frame = _read_parquet(path, columns)
         else:
             frame = _read_csv(path, present, columns)
         if not len(frame):
@@ -144,10 +144,27 @@ def read_frame(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
 
 def text_column(cells: "pd.Series[Any]") -> "pd.Series[str]":
     """A column of a CSV or Parquet file as text without blanks around it: a missing value is "", 7.0 is "7"."""
+    if isinstance(cells.dtype, pd.StringDtype):  # stays in Arrow's memory
+        return _trimmed(cells)
     if cells.dtype.kind == "f" and (cells.dropna() % 1 == 0).all():  # whole numbers that a missing one made floats
         cells = cells.astype("Int64")
     text: pd.Series[str] = cells.astype(object).where(cells.notna(), "").astype(str).str.strip()
     return text
+
+
+def _trimmed(cells: "pd.Series[str]") -> "pd.Series[str]":
+    """Text without blanks around it, missing values as ""; parts in which nothing changes are not copied."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def trim(part: Any) -> Any:
+        trimmed = pc.utf8_trim_whitespace(part.fill_null(""))
+        changed = part.null_count or pc.sum(pc.binary_length(trimmed)) != pc.sum(pc.binary_length(part))
+        return trimmed if changed else part
+
+    column = pa.chunked_array(pa.array(cells.array))
+    parts = [trim(part) for part in column.chunks]
+    return pd.Series(pa.chunked_array(parts, column.type), index=cells.index, name=cells.name, dtype="str")
 
 
 def header(path: Path) -> list[str]:
@@ -164,6 +181,24 @@ def _open_text(path: Path) -> TextIO:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+    """Read in batches: text becomes what pandas keeps part by part, and is not twice in memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path, pre_buffer=False)
+    names = list(columns) if columns else None
+    schema = pa.schema(
+        pa.field(field.name, pa.large_string()) if field.type == pa.string() else field for field in file.schema_arrow
+    )
+    batches = [
+        pa.Table.from_batches([batch]).cast(pa.schema([schema.field(name) for name in batch.schema.names]))
+        for batch in file.iter_batches(batch_size=1 << 20, columns=names, use_threads=False)
+    ]
+    frame: pd.DataFrame = pa.concat_tables(batches).to_pandas() if batches else pd.read_parquet(path, columns=names)
+    return frame if names is None else frame[names]
 
 
 def _read_csv(path: Path, present: Sequence[str], columns: Sequence[str] | None) -> pd.DataFrame:
@@ -206,11 +241,11 @@ def _read_csv(path: Path, present: Sequence[str], columns: Sequence[str] | None)
             ) from error
 
 
-def class_labels(values: Sequence[object], class_names: Sequence[str], where: str, line: int = 2) -> np.ndarray:
+def class_labels(values: Any, class_names: Sequence[str], where: str, line: int = 2) -> np.ndarray:
     """Turn a column of class names (or class numbers) into int64 labels (N,); blank = −1.
 
     Args:
-        values: The column's cells.
+        values: The column's cells (N,).
         class_names: Names in index order.
         where: File, for messages.
         line: Line of the first cell.
@@ -218,26 +253,24 @@ def class_labels(values: Sequence[object], class_names: Sequence[str], where: st
     Raises:
         DataError: An unknown class name or a number out of range, with its line.
     """
-    number = {name: index for index, name in enumerate(class_names)}
-    text = pd.Series(list(values), dtype="object").map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
-    codes = text.map(number)
-    numeric = pd.to_numeric(text, errors="coerce")
-    by_number = codes.isna() & numeric.notna() & (numeric >= 0) & (numeric < len(class_names)) & (numeric % 1 == 0)
+    codes, texts = pd.factorize(text_column(pd.Series(values, copy=False)))
+    number = {"": -1, **{name: index for index, name in enumerate(class_names)}}
     # A number is a class index only where no class bears a number for a name.
     if not any(name.lstrip("-").isdigit() for name in class_names):
-        codes = codes.where(~by_number, numeric)
-    bad = np.flatnonzero((codes.isna() & (text != "")).to_numpy())
+        indices = dict(zip(texts, pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").tolist(), strict=True))
+        valid = {float(index) for index in range(len(class_names))}
+        number |= {text: int(index) for text, index in indices.items() if text not in number and index in valid}
+    labels = np.asarray([number.get(text, -1) for text in texts], dtype=np.int64)[codes]
+    bad = np.flatnonzero(np.asarray([text not in number for text in texts], dtype=bool)[codes])
     if len(bad):
-        value = text.iloc[bad[0]]
+        value = str(texts[codes[bad[0]]])
         near = closest(value, class_names)
         raise DataError(
             f"unknown label {value!r}" + (f"; did you mean {near!r}?" if near else "") + f" ({len(bad)} such rows)",
             where=f"{where}, line {bad[0] + line}",
-            valid=class_names
-            if not str(value).lstrip("-").isdigit()
-            else f"0 to {len(class_names) - 1}, or a class name",
+            valid=class_names if not value.lstrip("-").isdigit() else f"0 to {len(class_names) - 1}, or a class name",
         )
-    return codes.fillna(-1).to_numpy(dtype=np.int64)
+    return labels
 
 
 def binary_cells(frame: pd.DataFrame, where: str, line: int = 2) -> np.ndarray:

@@ -9,10 +9,10 @@ import hashlib
 import os
 import re
 import resource
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.atomic import clear_temporaries, replace_file
 from datamodules.errors import DataError, UnreadableImageError
 
 MAX_BYTES = 256 << 20
@@ -30,7 +31,9 @@ _EMPTY = b"\0" * BLOCK
 _ABOUT_THE_NEXT = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 """Types of members that describe the one after them."""
 _PROTOCOL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
-_SAMPLE = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
+_SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+_META = re.compile(r"__[^/.]*__(?:[./]|$)")
+_FETCH = "copy the shard again, or make it again from the original images"
 
 
 # Writing -----------------------------------------------------------------------------------------------------------
@@ -66,17 +69,6 @@ def checksum(content: bytes) -> int:
     return zlib.crc32(content)
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` that takes its place, in one step, where the block ends well."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # Reading by random access --------------------------------------------------------------------------------------------
 
 
@@ -84,14 +76,28 @@ class _OpenShard:
     """An open file descriptor, closed when nobody holds it: a thread may still read what the cache let go."""
 
     def __init__(self, path: str | Path) -> None:
+        self.path = path
+        file = local_file(path)
         try:
-            self.descriptor = os.open(local_file(path), os.O_RDONLY | os.O_CLOEXEC)
+            if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for ever
+                raise DataError("a shard is no regular file", where=str(path), hint="move it out of the data set")
+            self.descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise DataError(
-                f"a shard cannot be opened: {error.strerror}",
-                where=str(path),
-                hint="copy the shard again, or make it again from the original images",
-            ) from error
+            raise DataError(f"a shard cannot be opened: {error.strerror}", where=str(path), hint=_FETCH) from error
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Read `size` bytes, fewer only where the file ends; one system call may give less, at a signal or 2 GiB."""
+        content = b""
+        try:
+            while len(content) < size:
+                more = os.pread(self.descriptor, size - len(content), offset + len(content))
+                if not more:
+                    break
+                content += more
+        except OSError as error:
+            where = f"{self.path}, byte {offset + len(content)}"
+            raise UnreadableImageError(f"a shard cannot be read: {error.strerror}", where=where, hint=_FETCH) from error
+        return content
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -143,12 +149,7 @@ class ShardReader:
                 hint="the index or manifest is damaged; make it again",
             )
         file = self._open(path)
-        content = os.pread(file.descriptor, size, offset)
-        while 0 < len(content) < size:  # a read may stop early at a signal or, on Linux, after 2 GiB
-            more = os.pread(file.descriptor, size - len(content), offset + len(content))
-            if not more:
-                break
-            content += more
+        content = file.read(size, offset)
         if len(content) < size:
             raise DataError(
                 f"a shard ends at byte {os.fstat(file.descriptor).st_size}, before byte {offset + size} that belongs "
@@ -204,7 +205,8 @@ def local_file(path: str | Path) -> Path:
         import fsspec  # type: ignore[import-untyped]
 
         store, name = fsspec.core.url_to_fs(url)
-        version = store.ukey(name)
+        state = store.info(name)  # over HTTP `ukey` is the address alone
+        version = [store.ukey(name), state.get("size"), state.get("ETag")]
         folder = cache_folder() / "shards"
         folder.mkdir(parents=True, exist_ok=True)
         digest = hashlib.blake2b(f"{url}|{version}".encode(), digest_size=16).hexdigest()
@@ -214,13 +216,17 @@ def local_file(path: str | Path) -> Path:
         with open(folder / f"{digest}.lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not copy.is_file():
-                with replaced(copy) as temporary:
-                    store.get_file(name, str(temporary))
+                clear_temporaries(copy)
+                replace_file(copy, lambda temporary: store.get_file(name, str(temporary)))
         return copy
     except ImportError as error:
         raise DataError(f"{error}", where=url, hint="for S3: pip install 'farshot[s3]'") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"a file cannot be copied from its store: {error}", where=url) from error
+    except Exception as error:  # each store has errors of its own
+        raise DataError(
+            f"a file cannot be copied from its store: {error!r}",
+            where=f"{url} to {cache_folder()}",
+            hint="check the address and the credentials, and that FARSHOT_CACHE names a folder with room for shards",
+        ) from error
 
 
 # Indexing ------------------------------------------------------------------------------------------------------------
@@ -230,7 +236,8 @@ def index_shards(paths: Sequence[str | Path], *, max_bytes: int = MAX_BYTES) -> 
     """List the members of tar shards, reading headers only.
 
     Members are named as WebDataset does: the key is the name up to the first dot of its last part, the rest is the
-    extension; the members of a sample follow each other. Folders, hidden files and `__meta__` members are passed over.
+    extension; the members of a sample follow each other. Folders, hidden files, `__meta__` members and names without an
+    extension are passed over.
 
     Args:
         paths: Tar files or URLs; a shard's number is its place here.
@@ -252,8 +259,8 @@ def index_shards(paths: Sequence[str | Path], *, max_bytes: int = MAX_BYTES) -> 
     for number, path in enumerate(paths):
         keys, extensions, offsets, sizes = [], [], [], []
         for name, offset, size in _members(path, max_bytes):
-            match = _SAMPLE.match(name)
-            if match is None or name.startswith("__"):
+            match = _SAMPLE.fullmatch(name)
+            if match is None or _META.match(name):
                 continue
             keys.append(match[1])
             extensions.append(match[2].lower())
@@ -275,7 +282,7 @@ def _members(path: str | Path, max_bytes: int) -> Iterator[tuple[str, int, int]]
     position = 0
     extended: dict[str, str] = {}
     while True:
-        block = os.pread(file.descriptor, BLOCK, position)
+        block = file.read(BLOCK, position)
         where = f"{path}, byte {position}"
         if len(block) < BLOCK:
             raise DataError("a tar shard ends early: its end mark is missing", where=where, hint="copy it again")
@@ -293,9 +300,9 @@ def _members(path: str | Path, max_bytes: int) -> Iterator[tuple[str, int, int]]
         if position > end:
             raise DataError(f"a tar shard ends early: {name!r} is cut off", where=where, hint="copy it again")
         if kind == tarfile.XHDTYPE:
-            extended |= _pax_records(os.pread(file.descriptor, size, content), where)
+            extended |= _pax_records(file.read(size, content), where)
         elif kind == tarfile.GNUTYPE_LONGNAME:
-            extended["path"] = os.pread(file.descriptor, size, content).rstrip(b"\0").decode("utf-8", "replace")
+            extended["path"] = _text(file.read(size, content).rstrip(b"\0"))
         if kind in _ABOUT_THE_NEXT:
             continue
         extended = {}
@@ -316,18 +323,28 @@ def _parse_header(block: bytes) -> tuple[str, int, bytes]:
     # GNU writes sizes from 8 GiB as a two's complement with the top bit set.
     binary = field[0] & 0x80
     size = int.from_bytes(field[1:], signed=field[0] == 0xFF) if binary else int(field.strip(b" \0") or b"0", 8)
-    return name.decode("utf-8", "replace"), size, block[156:157]
+    return _text(name), size, block[156:157]
+
+
+def _text(name: bytes) -> str:
+    """A member's name; what is no UTF-8 becomes escapes, by which different names stay different."""
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _pax_records(content: bytes, where: str) -> dict[str, str]:
     """Parse the records "length key=value newline" of a POSIX extended header; only path and size matter here."""
     found = {}
-    while content:
-        length, _, _ = content.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(content):
+    position = 0
+    while position < len(content):
+        length = content[position : position + 20].partition(b" ")[0]
+        end = position + int(length) if length.isdigit() else 0
+        if not position + len(length) < end <= len(content):
             raise DataError("a damaged extended header in a tar shard", where=where)
-        key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
+        key, _, value = content[position + len(length) + 1 : end - 1].partition(b"=")
+        if key.startswith(b"GNU.sparse."):  # its content is a list of stretches, and then these
+            problem = "a sparse member in a tar shard"
+            raise DataError(problem, where=where, hint="write the archive again without --sparse")
         if key in (b"path", b"size"):
-            found[key.decode()] = value.decode("utf-8", "replace")
-        content = content[int(length) :]
+            found[key.decode()] = _text(value)
+        position = end
     return found

@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from datamodules import dials, readers
 from datamodules.errors import DataError, closest
-from datamodules.table import SPLITS, Table
+from datamodules.exclusions import unlabelled
+from datamodules.hashing import hash_ids
+from datamodules.table import SPLITS, Origin, Table
 
 
 @dataclass(frozen=True)
@@ -74,50 +77,89 @@ class SourceDials:
         if not self.label_noise or not len(train):
             return table
         labels, ids = table.labels[train], table.paths[train]
+        if self.noise_confusion is not None and labels.ndim != 1:
+            raise DataError(
+                "noise_confusion is for one class an image; here labels may occur together",
+                where="data.init_args.noise_confusion",
+                hint="leave it out: label_noise alone turns each label over",
+            )
         if self.noise_confusion is None:
             noisy = dials.symmetric_noise(labels, self.label_noise, len(class_names), self.seed, ids)
         else:
-            confusion = dials.read_confusion(Path(self.noise_confusion), class_names)
+            kept = self.num_classes_kept is not None  # of all classes, which the file names
+            confusion = dials.read_confusion(Path(self.noise_confusion), class_names, further=kept)
             noisy = dials.asymmetric_noise(labels, self.label_noise, confusion, self.seed, ids)
         changed = table.labels.copy()
         changed[train] = noisy
         return table.relabelled(changed)
 
-    def exclusions(self, table: Table) -> dict[str, np.ndarray]:
-        """Training rows whose score is not among the best, bool (N,), by the reason in words."""
+    def exclusions(self, table: Table, usable: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Training rows whose score is not among the best, bool (N,), by the reason in words.
+
+        Args:
+            table: All rows.
+            usable: Rows that a run uses otherwise, bool (N,), of whose training rows a share is kept; default: those
+                that have a label.
+        """
         if self.curation is None or self.curation_scores is None:
             return {}
-        train = np.asarray(table.split.codes) == SPLITS.index("train")
-        kept = np.ones(len(table), dtype=bool)
-        kept[train] = dials.curated(read_scores(Path(self.curation_scores), table.paths[train]), self.curation)
-        return {f"score not among the best {self.curation:.0%} of {Path(self.curation_scores).name}": ~kept}
+        usable = ~unlabelled(table.labels) if usable is None else usable
+        train = np.flatnonzero(usable & (table.split.codes == SPLITS.index("train")))
+        if not len(train):
+            return {}
+        kept = dials.curated(read_scores(Path(self.curation_scores), table.paths[train]), self.curation)
+        left_out = np.zeros(len(table), dtype=bool)
+        left_out[train[~kept]] = True
+        return {f"score not among the best {100 * self.curation:g}% of {Path(self.curation_scores).name}": left_out}
 
 
-def read_scores(path: Path, images: Sequence[str]) -> np.ndarray:
+def read_scores(path: Path, images: Any) -> np.ndarray:
     """Scores of images, float64 (N,), NaN where the file has none.
 
     Args:
         path: CSV or Parquet file with columns path (as the data set's table has it) and score.
-        images: Paths (N,).
+        images: Paths, strings (N,).
 
     Raises:
         DataError: A score that is no number, an image twice, or a file that names none of the images.
     """
     frame = readers.read_frame(path, ["path", "score"])
-    names = readers.text_column(frame["path"])
-    scores = pd.to_numeric(frame["score"], errors="coerce")
-    bad = np.flatnonzero((scores.isna() & (readers.text_column(frame["score"]) != "")).to_numpy())
-    twice = np.flatnonzero(names.duplicated().to_numpy())
-    for rows, problem in ((bad, "a score that is no number"), (twice, "an image listed twice")):
-        if len(rows):
-            row = frame.iloc[rows[0]]
-            raise DataError(f"{problem}: {row['path']}, {row['score']}", where=f"{path}, line {rows[0] + 2}")
-    place = pd.Index(names).get_indexer(pd.Index(np.asarray(images, dtype=object)))
-    if not (place >= 0).any():
-        near = closest(images[0], names.head(1000)) if len(images) else None
+    scores = _numbers(frame["score"], path)
+    names = frame["path"].astype("str").str.strip().fillna("")
+    # Millions of paths are compared by their hashes, and those in order: no Python string is made of them.
+    listed, wanted = hash_ids(names, "scores"), hash_ids(images, "scores")
+    order, by_hash = np.argsort(listed), np.argsort(wanted)
+    listed, wanted = listed[order], wanted[by_hash]
+    equal = np.flatnonzero(listed[1:] == listed[:-1])
+    if len(equal):
+        row = int(np.maximum(order[equal], order[equal + 1]).min())
+        raise DataError(
+            f"an image listed twice: {names.iloc[row]} ({len(equal)} such rows)", where=Origin(path).place(row)
+        )
+    place = np.minimum(np.searchsorted(listed, wanted), len(listed) - 1)
+    found = np.flatnonzero(listed[place] == wanted)
+    if not len(found):
+        near = closest(images[0], names.head(1000)) or names.iloc[0]
         raise DataError(
             f"{path.name} has a score for none of {len(images)} images, such as {images[0]}",
             where=str(path),
-            hint=f"its paths are written otherwise, such as {near or names.iloc[0]}",
+            hint=f"its paths are written otherwise, such as {near}",
         )
-    return np.where(place >= 0, scores.to_numpy(dtype=np.float64)[place], np.nan)
+    result = np.full(len(images), np.nan)
+    result[by_hash[found]] = scores[order[place[found]]]
+    return result
+
+
+def _numbers(cells: "pd.Series[Any]", path: Path) -> np.ndarray:
+    """A column of numbers, float64 (N,), NaN where a cell is blank."""
+    numbers: np.ndarray = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    unread = np.flatnonzero(np.isnan(numbers))
+    bad = unread[readers.text_column(cells.iloc[unread]) != ""]
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"a score that is no number: {cells.iloc[row]!r} ({len(bad)} such rows)",
+            where=Origin(path).place(row),
+            valid="a number, or blank for an image without a score",
+        )
+    return numbers

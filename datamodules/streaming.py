@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from datamodules.dataset import BatchDataset, keep_batch
+from datamodules.dataset import BatchDataset, as_tensors, keep_batch
 from datamodules.errors import DataError
 from datamodules.prepared import PreparedImages
 from datamodules.samplers import EvaluationSampler, StreamSampler, balance_weights, divide_batch
@@ -23,6 +23,10 @@ EVALUATION_BATCH = 256  # images of an evaluation batch at least: without gradie
 
 class StreamLoader(DataLoader[Any]):
     """A loader whose position is derived from the trainer's progress, so there is nothing to save for a resume."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
+        """Batches of tensors."""
+        return map(as_tensors, super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the sampler starts where the trainer's count of batches says."""
@@ -60,8 +64,8 @@ class StreamingDataModule(LightningDataModule, ABC):
         """Name of the release that the images belong to."""
 
     @abstractmethod
-    def read_images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
-        """Read images by table row from where the set keeps them, uint8 (H, W, C)."""
+    def read_images(self, rows: Sequence[int], at_least: int | None = None) -> Sequence[np.ndarray]:
+        """Read images by table row from where the set keeps them, uint8 (H, W, C); `at_least` as in `images`."""
 
     @cached_property
     def prepared_images(self) -> PreparedImages:
@@ -78,11 +82,14 @@ class StreamingDataModule(LightningDataModule, ABC):
     def images(self, rows: Sequence[int], at_least: int | None = None) -> Sequence[np.ndarray]:
         """Images by table row, from the prepared folder where there is one, uint8 (H, W, C).
 
-        `at_least`: pixels that both sides keep where a prepared image may be decoded smaller.
+        `at_least`: pixels that both sides keep where an image may be decoded smaller.
         """
         if self.prepared is None:
-            return self.read_images(rows)
+            return self.read_images(rows, at_least)
         return self.prepared_images.read(self.prepared_rows[list(rows)], at_least)
+
+    def confirm_prepared(self) -> None:
+        """Raise a DataError where the prepared folder is evidently another set's; asked before images are read."""
 
     def sampling_weights(self, rows: np.ndarray) -> np.ndarray | None:
         """Weights (N,) by which training draws its rows; None = each once an epoch."""
@@ -146,6 +153,7 @@ class StreamingDataModule(LightningDataModule, ABC):
         return self._loader(EvaluationSampler(rows, size, rank=rank, world=world), train=False)
 
     def _loader(self, sampler: StreamSampler | EvaluationSampler, *, train: bool) -> StreamLoader:
+        self.confirm_prepared()
         transform = create_transform(self.transform, self.image_size, train=train)
         dataset = BatchDataset(partial(self.images, at_least=transform.whole), transform, self.read_table().labels)
         return StreamLoader(

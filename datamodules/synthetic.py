@@ -90,7 +90,7 @@ class Synthetic(BaseDataModule):
         """None: there are no files."""
         return rows[:0]
 
-    def read_images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
+    def read_images(self, rows: Sequence[int], at_least: int | None = None) -> Sequence[np.ndarray]:
         """Images by row, uint8 (size, size, C)."""
         if len(self._numbers) * self.image_size**2 * self.channels > IN_MEMORY:
             return list(self.generator.images(self._numbers[list(rows)]))

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from datamodules.errors import DataError
+
 SPLITS = ("", "train", "validation", "test")
 """Values of `Table.split`; the empty string is a row that no split uses."""
 
@@ -19,7 +21,20 @@ others text, "" = unknown (date as YYYY-MM-DD or YYYYMMDD)."""
 
 def strings(values: Any) -> Any:
     """Return `values` as a compact string array: one Arrow buffer, so forked workers share it."""
-    return pd.array(np.asarray(values, dtype=object), dtype="string[pyarrow]")  # type: ignore[call-overload]
+    if not isinstance(getattr(values, "dtype", None), pd.StringDtype):  # that is in Arrow's memory already
+        values = np.asarray(values, dtype=object)
+    try:
+        return pd.array(values, dtype="string[pyarrow]")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"a name holds bytes that are no text: {error.object!r}", hint="names have to be UTF-8: rename these files"
+        ) from error
+
+
+def no_split(n: int) -> pd.Categorical:
+    """Splits of `n` rows of which none has an official one."""
+    codes = np.zeros(n, dtype=np.int8)
+    return pd.Categorical.from_codes(codes, categories=list(SPLITS))  # type: ignore[call-overload, no-any-return]
 
 
 def split_column(values: Any) -> pd.Categorical:
@@ -33,9 +48,6 @@ class ImageNames(NamedTuple):
     dataset: np.ndarray
     image: np.ndarray
     group: np.ndarray
-
-
-EVALUATION_BATCH = 256  # images of an evaluation batch at least: without gradients more of them fit than in training
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,8 @@ class Table:
     Attributes:
         paths: Image paths relative to the data set's root (or any key the data set reads by), strings (N,).
         labels: int64 (N,), −1 = no label, for multi-class; float32 (N, L), 1 / 0 / NaN = unknown, otherwise.
-        groups: Whose image it is (the patient); strings (N,). Groups never cross splits.
+        groups: Whose image it is (the patient); strings (N,), the very array `paths` where every image is one's own.
+            Groups never cross splits.
         split: Categorical (N,) of `SPLITS`.
         metadata: Optional columns (N,), named as in `METADATA`; a mixture adds `source`, the data set's name.
         origins: Files that the rows come from, by their first row, for messages; empty for a folder tree.
@@ -95,6 +108,11 @@ class Table:
     def with_split(self, codes: np.ndarray) -> "Table":
         """Return the table with other splits, given as int8 codes into `SPLITS`."""
         return replace(self, split=pd.Categorical.from_codes(codes, categories=list(SPLITS)))  # type: ignore[call-overload]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a group may have several images; millions of rows need not be compared where none has."""
+        return self.groups is not self.paths
 
     @property
     def source(self) -> Path | None:

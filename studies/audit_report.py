@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from datamodules.atomic import replace_file, write_text
 from datamodules.errors import shorten
-from studies.atomic import replace_file, write_text
 from studies.audit import Audit
 from studies.overlap import Side
 from studies.provenance import FLAG_AUROC, FLAG_P, FLAG_V

@@ -38,11 +38,13 @@ class Recipe:
         for name, low, high in limits:
             value = getattr(self, name)
             if not low <= value <= high:
-                raise DataError(f"{name}: {value} is out of range", where=f"--{name}", valid=f"{low} to {high}")
+                raise DataError(
+                    f"{name}: {value} is out of range", where=f"--{name.replace('_', '-')}", valid=f"{low} to {high}"
+                )
 
 
 class Encoded(NamedTuple):
-    """One image: its bytes ("" where it could not be read, and why), and the bytes of its original."""
+    """One image: its bytes ("" where it could not be read or stored, and why), and the bytes of its original."""
 
     content: bytes
     reason: str
@@ -78,7 +80,11 @@ class Encoder:
         source = source_bytes(self.datamodule, row)
         before = image.nbytes if source is None else len(source)
         if self.shape is None:
-            return Encoded(encode_jpeg(image, source, self.recipe), "", before)
+            content = encode_jpeg(image, source, self.recipe)
+            if not content:
+                height, width = image.shape[:2]
+                return Encoded(b"", f"a JPEG cannot hold {width} x {height} pixels", 0)
+            return Encoded(content, "", before)
         image = shrink(image, self.recipe.short_side)
         if image.shape != self.shape:
             raise DataError(
@@ -113,7 +119,10 @@ def shrink(image: Image, short_side: int) -> Image:
 
 
 def encode_jpeg(image: Image, source: bytes | None, recipe: Recipe) -> bytes:
-    """Encode an image, uint8 (H, W, 1 or 3), or take its original's bytes where they already are what is wanted."""
+    """Encode an image, uint8 (H, W, 1 or 3), or take its original's bytes where they already are what is wanted.
+
+    Nothing comes of an image with a side above 65,500 pixels.
+    """
     import cv2
 
     if source is not None and min(image.shape[:2]) <= recipe.short_side and is_plain_jpeg(source):

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from datamodules.atomic import replace_file
 from datamodules.base import BaseDataModule
 from lightning_modules.base import BaseTask
 from lightning_modules.metrics import EvaluationResult, evaluate
 from lightning_modules.thresholds import choose_thresholds
-from studies.atomic import replace_file
 from studies.runs import RunFolder, code_version
 
 

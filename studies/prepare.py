@@ -5,12 +5,15 @@ at any point makes the missing ones, and the folder is the same, byte for byte, 
 `datamodules.prepared` says what the folder holds and reads it.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from itertools import islice
@@ -20,12 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from datamodules import prepared, shards, splits
+from datamodules import prepared, shards
+from datamodules.atomic import clear_temporaries, replace_file, write_text
 from datamodules.base import BaseDataModule
 from datamodules.errors import DataError, UnreadableImageError
-from studies.atomic import replace_file, write_text
+from datamodules.hashing import hash_ids
 from studies.encoding import Encoded, Encoder, Recipe, Rows, shrink
-from studies.prepare_parts import is_finished, make_part, read_part
+from studies.prepare_parts import is_finished, make_part, part_path, read_part
 from studies.processes import parallel
 from studies.runs import code_version
 
@@ -60,6 +64,8 @@ def prepare(
 ) -> Summary:
     """Prepare images of a data set; finish what an earlier call began.
 
+    Images are known by their paths: one that changes after it was prepared stays there as it was.
+
     Args:
         datamodule: The data set.
         rows: Its table's rows, as `rows_to_prepare` gives them.
@@ -72,9 +78,10 @@ def prepare(
 
     Raises:
         DataError: Missing or unreadable images (listed in `unreadable.tsv`), a folder prepared with other settings, or
-            one that another process is writing.
+            one that another process is writing, that holds other files, or that cannot be written.
     """
     begun = time.monotonic()
+    _check_place(datamodule, folder)
     with _locked(folder):
         settings = _settings(datamodule, folder, recipe, rows)
         numbers = range(settings["shards"])
@@ -85,21 +92,23 @@ def prepare(
         advance(len(rows) - sum(len(stretches[number]) for number in waiting))
         if waiting:
             (folder / prepared.MANIFEST).unlink(missing_ok=True)
+        for number in waiting:  # the numbers of what is written anew, should this call be killed amid
+            part_path(folder, number).unlink(missing_ok=True)
         encoder = Encoder(datamodule, recipe, tuple(settings["shape"]) if settings["shape"] else None)
-        stream = _encoded(encoder, [stretches[number] for number in waiting], workers)
         made = size = 0
-        for count, number in enumerate(waiting, start=1):
-            images = islice(stream, len(stretches[number]))
-            part = make_part(folder, settings, number, stretches[number], _counted(images, advance))
-            made, size = made + len(stretches[number]), size + sum(part.sizes)
-            if count == 1 or count * 10 // len(waiting) > (count - 1) * 10 // len(waiting):
-                left = sum(len(stretches[later]) for later in waiting[count:])
-                rate = made / (time.monotonic() - begun)
-                report(
-                    f"shard {number + 1} of {len(numbers)}: {rate:.0f} images/s, about "
-                    f"{size / made * len(rows) / 1e9:.3g} GB in all and {timedelta(seconds=round(left / rate))} left"
-                )
-        stream.close()
+        with closing(_encoded(encoder, [stretches[number] for number in waiting], workers)) as stream:
+            for count, number in enumerate(waiting, start=1):
+                images = islice(stream, len(stretches[number]))
+                part = make_part(folder, settings, number, stretches[number], _counted(images, advance))
+                made, size = made + len(stretches[number]), size + sum(part.sizes)
+                if count == 1 or count * 10 // len(waiting) > (count - 1) * 10 // len(waiting):
+                    left = sum(len(stretches[later]) for later in waiting[count:])
+                    rate = made / (time.monotonic() - begun)
+                    whole = size / made * len(rows) / 1e9
+                    report(
+                        f"shard {number + 1} of {len(numbers)}: {rate:.0f} images/s, about {whole:.3g} GB in all and "
+                        f"{timedelta(seconds=round(left / rate))} left"
+                    )
         before, after, unreadable = _join(datamodule, folder, settings, rows, skip_unreadable=skip_unreadable)
     return Summary(len(rows) - unreadable, unreadable, before, after, made, time.monotonic() - begun)
 
@@ -177,8 +186,15 @@ def _tasks(stretches: list[Rows]) -> Iterator[Rows]:
 
 def _encoded(encoder: Encoder, stretches: list[Rows], workers: int) -> Any:
     """Generator of all images in order; processes stay busy across the border of two shards."""
-    for images in parallel(encoder, _tasks(stretches), workers):
-        yield from images
+    try:
+        for images in parallel(encoder, _tasks(stretches), workers):
+            yield from images
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that encodes images was killed, perhaps for want of memory",
+            where=f"one of {workers} workers",
+            hint="give fewer --workers; what is finished is kept",
+        ) from error
 
 
 def _counted(images: Iterator[Encoded], advance: Advance) -> Iterator[Encoded]:
@@ -190,24 +206,60 @@ def _counted(images: Iterator[Encoded], advance: Advance) -> Iterator[Encoded]:
 # The folder ----------------------------------------------------------------------------------------------------------
 
 
+def _check_place(datamodule: BaseDataModule, folder: Path) -> None:
+    """Refuse a folder that is not for prepared images, before anything in it is touched."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):  # Path has made one slash of s3://
+        raise DataError(
+            f"{folder} is the address of a store",
+            where="--output",
+            hint="prepare into a local folder and copy it to the store; --data.prepared then takes its URL",
+        )
+    if folder.resolve().is_relative_to(datamodule.root.resolve()):
+        raise DataError(
+            f"{folder} is inside the data set's own folder, and would be read as a part of it",
+            where=f"--output; the data set is {datamodule.root}",
+            hint="give an --output elsewhere",
+        )
+    own = [folder / "shards", folder / "parts"]
+    inside = [path for place in (folder, *own) if place.is_dir() for path in sorted(place.iterdir())]
+    other = [path for path in inside if path not in own and not path.name.startswith(".")]
+    if other and not (folder / prepared.SETTINGS).is_file():
+        raise DataError(
+            f"{folder} holds files, such as {other[0].name}, and no {prepared.SETTINGS} that says what they are",
+            where="--output",
+            hint="give a new folder, or empty this one",
+        )
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold a prepared folder for one process, and clear what a killed one left half written."""
-    for name in ("shards", "parts"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("wb") as lock:
+    try:
+        for name in ("shards", "parts"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("wb")
+    except OSError as error:
+        problem = f"a prepared folder cannot be written: {error.strerror}"
+        raise DataError(problem, where=str(error.filename), hint="give another --output") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError("another process prepares this folder", where=str(folder), hint="wait for it") from None
-        for leftover in [*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")]:
-            leftover.unlink()
-        yield
+        for name in (prepared.SETTINGS, prepared.MANIFEST, UNREADABLE, "shards/*.tar", "parts/*.parquet"):
+            clear_temporaries(folder / name)
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            hint = "make room and run the same command again: what is finished is kept"
+            raise DataError(f"the disk is full: {error.strerror}", where=str(folder), hint=hint) from error
 
 
 def _settings(datamodule: BaseDataModule, folder: Path, recipe: Recipe, rows: Rows) -> dict[str, Any]:
     """The folder's settings, written on the first call, compared on later ones."""
-    paths = splits.hash_ids(pd.Series(datamodule.raw_table.paths[rows], copy=False), "paths")
+    paths = hash_ids(datamodule.raw_table.paths[rows], "paths")
     window = datamodule.window
     asked: dict[str, Any] = {
         "release": datamodule.release,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodules import prepared, shards
-from studies.atomic import replace_file
+from datamodules.atomic import replace_file
 from studies.encoding import Encoded, Rows
 
 FACTS = b"farshot"  # key of a part's own facts in its Parquet schema
@@ -66,7 +66,7 @@ def make_part(folder: Path, settings: dict[str, Any], number: int, rows: Rows, i
 def _write_stretch(
     folder: Path, settings: dict[str, Any], number: int, rows: Rows, images: Iterator[tuple[str, bytes]]
 ) -> list[int]:
-    """Write a stretch of the array in place; what is not written stays 0. Returns the offsets."""
+    """Write a stretch of the array in place, an unreadable image as zeros. Returns the offsets."""
     header, item = _array_header(settings), int(np.prod(settings["shape"]))
     path = folder / prepared.ARRAY
     start = len(header) + number * settings["images_per_shard"] * item
@@ -75,10 +75,12 @@ def _write_stretch(
         file.write(header)
         file.truncate(len(header) + settings["images"] * item)
         places = {f"{row:09d}.jpg": start + place * item for place, row in enumerate(rows.tolist())}
+        file.seek(start)
         for name, content in images:
-            file.seek(places[name])
+            file.write(bytes(places[name] - file.tell()))  # an earlier call may have written something else here
             file.write(content)
             offsets.append(places[name])
+        file.write(bytes(start + len(rows) * item - file.tell()))
         file.flush()
         os.fsync(file.fileno())
     return offsets
@@ -113,14 +115,17 @@ def _write_part(folder: Path, number: int, part: Part, *, shard: int) -> None:
 
 
 def is_finished(folder: Path, settings: dict[str, Any], number: int, skip_unreadable: bool) -> bool:
-    """Tell whether a shard and its part are there; one that lacks images counts only where that is accepted."""
-    import pyarrow.parquet as pq
+    """Tell whether a part and all its bytes are there; one that lacks images counts only where that is accepted."""
+    import pyarrow as pa
 
     content = folder / (prepared.shard_name(number) if settings["shape"] is None else prepared.ARRAY)
-    part = part_path(folder, number)
-    if not (content.is_file() and part.is_file()):
+    try:
+        numbers, facts = read_part(folder, number)
+        size = content.stat().st_size
+    except (pa.ArrowException, OSError):  # not there, or damaged
         return False
-    return skip_unreadable or not json.loads(pq.read_schema(part).metadata[FACTS])["unreadable"]
+    end = (numbers["offset"].to_numpy() + numbers["size"].to_numpy()).max(initial=0)
+    return bool(size >= end) and (skip_unreadable or not facts["unreadable"])
 
 
 def read_part(folder: Path, number: int) -> tuple[Any, dict[str, Any]]:

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from datamodules.atomic import write_text
 from studies import figures
-from studies.atomic import write_text
 from studies.results import ResultsError, check_unique, write_csv
 from studies.statistics import BUDGET, gain_over, spread_baseline, summarise, varying
 

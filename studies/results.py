@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from datamodules.atomic import write_text
 from datamodules.errors import DataError, closest, shorten
-from studies.atomic import write_text
 
 TEXT, INTEGER, REAL = "string[pyarrow]", "Int64", "float64"
 

@@ -11,8 +11,8 @@ from typing import Literal
 
 import yaml
 
+from datamodules.atomic import write_text
 from studies import display
-from studies.atomic import write_text
 from studies.failures import exit_code
 from studies.runs import RunFolder
 from studies.spec import Cell, Study, StudyError, merge

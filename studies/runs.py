@@ -26,8 +26,8 @@ from typing import Any, Literal
 
 import yaml
 
+from datamodules.atomic import write_text
 from datamodules.errors import DataError
-from studies.atomic import write_text
 
 State = Literal["new", "resume", "finished"]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from datamodules.atomic import replace_file
 from datamodules.base import BaseDataModule
 from datamodules.table import ImageNames
 from studies import fingerprint_cache
-from studies.atomic import replace_file
 from studies.fingerprints import hash_rows, image_sources
 from studies.runs import RunFolder
 

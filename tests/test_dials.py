@@ -263,6 +263,17 @@ def test_a_confusion_file_is_read_by_name(tmp_path, corner):
     np.testing.assert_array_equal(read_confusion(path, ["cat", "cow", "dog"]), [[9, 0, 0.5], [2, 97, 1], [0.1, 3, 8]])
 
 
+def test_further_classes_of_a_confusion_file(tmp_path):
+    path = write(tmp_path, ",cat,dog,cow\ncat,0,1,2\ndog,3,4,5\ncow,0,9,0\n")
+    np.testing.assert_array_equal(read_confusion(path, ["dog", "cat"], further=True), [[4, 3], [1, 0]])
+    with pytest.raises(DataError, match=r"(?s)'cow' is confused only with classes that do not stay.*line 4"):
+        read_confusion(path, ["cat", "cow"], further=True)
+    with pytest.raises(DataError, match="unknown class 'cow'"):
+        read_confusion(path, ["cat", "dog"])
+    with pytest.raises(DataError, match=r"missing.*'pig'"):
+        read_confusion(path, ["cat", "pig"], further=True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -53,6 +53,7 @@ class TestDomainNet(DataModuleContract):
         [
             ("train", 3, "real/aircraft_carrier/real_001_000009.jpg", "a line is 'real/aircraft_carrier"),
             ("train", 3, "clipart/airplane/clipart_002_000001.png 1", "a line is 'clipart/airplane"),
+            ("train", 3, "real/aircraft_carrier/real_001_000009.jpg 12345678901", "a line is"),
             ("train", 3, "real/aircraft_carrier/real_001_000009.jpg 7", "has the number 7, other lines say otherwise"),
             ("test", 4, "real/airplane/real_002_000008.jpg 4", "has the number 4, the train list says 1"),
             ("test", 4, "real/airplan/real_002_000008.jpg 1", "is not in the train list; did you mean 'airplane'"),
@@ -65,6 +66,19 @@ class TestDomainNet(DataModuleContract):
             self.make().read_table()
         assert f"real_{part}.txt, line {line}" in str(error.value)
 
+    def test_windows_lists_with_a_byte_order_mark(self):
+        expected = self.make().read_table()
+        for path in self.root.glob("*.txt"):
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+        assert self.make().read_table().paths.tolist() == expected.paths.tolist()
+
+    def test_damaged_lists(self):
+        (self.root / "real_test.txt").write_bytes(b"\x80\x00\xff\xfe")
+        with pytest.raises(DataError, match="cannot read a list") as error:
+            self.make()
+        assert str(self.root / "real_test.txt") in str(error.value)
+        assert "https://ai.bu.edu/M3SDA" in str(error.value)
+
     def test_cut_off_lists(self):
         path = self.root / "real_train.txt"
         edit_line(path, 25, None)
@@ -74,7 +88,7 @@ class TestDomainNet(DataModuleContract):
         with pytest.raises(DataError, match="other lines say otherwise"):
             self.make()
         path.write_text("")
-        with pytest.raises(DataError, match="the list is empty"):
+        with pytest.raises(DataError, match="a list is empty"):
             self.make()
         path.write_text("real/airplane/real_002_000001.png 1\n")
         with pytest.raises(DataError, match="no image of class number 0"):

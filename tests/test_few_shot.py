@@ -254,13 +254,26 @@ def test_unlabelled_rows_are_kept_at_their_share():
     assert np.bincount(labels[subset(labels, fraction=0.1, seed=0)] + 1).tolist() == [50, 30, 20]
 
 
-def test_a_subset_takes_whole_groups_and_cuts_only_one():
+@pytest.mark.parametrize("labels", [classes(), np.full((len(classes()), 2), 1.0), np.zeros(len(classes()), np.int64)])
+def test_a_subset_takes_whole_groups_and_cuts_one_a_stratum(labels):
     groups = patients()
+    strata = len(np.unique(labels)) if labels.ndim == 1 else 1
     sizes = {group: int(np.sum(groups == group)) for group in np.unique(groups)}
     for seed in range(5):
-        rows = subset(classes(), num_images=400, seed=seed, groups=groups)
+        rows = subset(labels, num_images=400, seed=seed, groups=groups)
+        assert len(rows) == len(set(rows)) == 400
         taken, counts = np.unique(groups[rows], return_counts=True)
-        assert sum(sizes[group] != count for group, count in zip(taken, counts, strict=True)) <= 1
+        assert sum(sizes[group] != count for group, count in zip(taken, counts, strict=True)) <= strata
+
+
+def test_one_shared_group_leaves_the_subset_stratified():
+    labels = np.repeat(np.arange(101), 30)
+    groups = np.arange(len(labels))
+    groups[30:60] = groups[:30]  # photos that are in two classes
+    for fraction in (0.1, 0.3):
+        counts = np.bincount(labels[subset(labels, fraction=fraction, seed=0, groups=groups)], minlength=101)
+        assert np.abs(counts[2:] - 30 * fraction).max() <= 1
+        assert np.abs(counts[:2].sum() - 60 * fraction) <= 1
 
 
 def test_groups_of_one_image_leave_the_subset_stratified():

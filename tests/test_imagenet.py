@@ -1,12 +1,14 @@
 """ImageNet-1k and 21k: layouts that read alike, official labels, complete classes, a quick listing."""
 
 import shutil
+import tracemalloc
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from datamodules.errors import DataError
+from datamodules.natural import imagenet as release
 from datamodules.natural.imagenet import ImageNet, devkit_labels, kaggle_labels, synset_names, synsets_1k
 from datamodules.natural.imagenet21k import ImageNet21k
 from datamodules.table import strings
@@ -91,12 +93,34 @@ def test_incomplete_trees(tmp_path):
         stops("1 of 1,000 class folders are missing: n01440764", str(root / split), "ImageFolder")
         (root / "elsewhere").rename(folder)
     (root / "train" / "n01443537" / "n01443537_0.JPEG").unlink()
-    stops("1 of 1,000 training folders hold no image: n01443537", "unpack")
+    stops("1 of 1,000 class folders hold no image: n01443537", str(root / "train"), "unpack")
     (root / "train" / "n01443537" / "n01443537_0.png").hardlink_to(root / "train" / "n01440764" / "n01440764_0.JPEG")
+    (image,) = (root / "val" / "n01440764").iterdir()
+    image.rename(root / image.name)
+    stops("1 of 1,000 class folders hold no image: n01440764", str(root / "val"), "unpack")
     (root / "val").rename(root / "released")
     stops("no folder val", "image-net.org")
     (root / "train").rename(root / "training")
     stops("no folder train of imagenet1k", "image-net.org")
+
+
+def test_half_unpacked_classes(folders, monkeypatch):
+    monkeypatch.setattr(release, "VAL_IMAGES", 1000)
+    with pytest.warns(UserWarning, match="has 3,000 images in .*train, the release has 1,281,167") as found:
+        ImageNet(root=str(folders)).read_table()
+    assert len(found) == 1  # val is whole
+
+
+def test_listing_holds_the_names_of_one_class_at_a_time(monkeypatch, tmp_path):
+    synsets = [f"n{number:08d}" for number in range(200)]
+    monkeypatch.setattr(release, "synset_folders", lambda folder: synsets)
+    monkeypatch.setattr(release, "image_files", lambda folder: [f"{folder.name}_{n}.JPEG" for n in range(500)])
+    tracemalloc.start()
+    listing = release.list_classes(tmp_path, "train/", synsets)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(listing.paths) == 100_000
+    assert peak < 2_000_000  # Python strings of all of them take 7 MB
 
 
 def test_flat_without_labels(flat):

@@ -164,8 +164,10 @@ def test_a_jpeg_with_a_proper_end_but_half_its_data_is_an_error(capfd, mode):
     exif[0x0112] = 8
     for options in ({}, {"exif": exif}):
         data = encode(photo(300, 400), "JPEG", quality=90, **options)
-        with pytest.raises(UnreadableImageError, match="ends early"):
-            io.decode_image(data[: len(data) // 2] + data[-2:], mode=mode)
+        for kept in (len(data) // 2, len(data) - 300):
+            for at_least in (None, 70):
+                with pytest.raises(UnreadableImageError, match="ends early"):
+                    io.decode_image(data[:kept] + data[-2:], mode=mode, at_least=at_least)
     assert capfd.readouterr().err == ""
 
 

@@ -89,6 +89,12 @@ class TestOxfordPets(DataModuleContract):
         for split in ("train", "validation", "test"):
             assert after.rows(split).tolist() == before.rows(split).tolist()
 
+    def test_windows_lists_with_a_byte_order_mark(self):
+        expected = self.make().read_table()
+        for path in self.lists.glob("*.txt"):
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+        assert self.make().read_table().paths.tolist() == expected.paths.tolist()
+
     def test_missing_list(self):
         (self.lists / "test.txt").unlink()
         with pytest.raises(DataError, match=r"lacks annotations/test.txt") as error:

@@ -3,10 +3,7 @@
 import io as std_io
 import json
 import os
-import random
-import signal
 import tarfile
-import time
 from pathlib import Path
 
 import cv2
@@ -202,56 +199,7 @@ def test_raw_array_needs_one_shape(tmp_path):
         make(ImageTable(root=str(tmp_path / "data")), tmp_path / "out", raw=True)
 
 
-# Resuming ------------------------------------------------------------------------------------------------------------
-
-
-def processes_below(folder):
-    """Processes whose working directory is `folder`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and os.readlink(entry / "cwd") == str(folder):
-                found.append(entry.name)
-        except OSError:
-            continue
-    return found
-
-
-@pytest.mark.parametrize("raw", [False, True])
-def test_killed_at_random_points(tmp_path, raw):
-    """Forked from one loaded process, so that a try costs what it does and not what it imports."""
-    write_tree(tmp_path / "data", 120)
-    data = ImageTable(root=str(tmp_path / "data"))
-    begun = time.monotonic()
-    make(data, tmp_path / "whole", raw=raw, workers=2, **FEW)
-    duration = time.monotonic() - begun
-    rng = random.Random(0)
-    out, kills = tmp_path / "out", 0
-    parts = set()
-    for _ in range(12):
-        child = os.fork()
-        if child == 0:
-            try:
-                os.chdir(tmp_path)
-                make(data, out, raw=raw, workers=2, **FEW)
-            finally:
-                os._exit(0)
-        time.sleep(rng.uniform(0.1, 0.7) * duration)
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        kills += os.WIFSIGNALED(status)
-        parts.add(len(list(out.glob("parts/*.parquet"))))
-        if (out / "manifest.parquet").is_file():
-            break
-        with pytest.raises(DataError, match=r"not finished|no settings"):
-            PreparedImages(out)
-    assert kills
-    make(data, out, raw=raw, **FEW)
-    assert contents(out) == contents(tmp_path / "whole")
-    deadline = time.monotonic() + 5
-    while processes_below(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not processes_below(tmp_path), "workers outlived their parent"
+# The command --------------------------------------------------------------------------------------------------------
 
 
 def test_the_command(tmp_path, run_cli, monkeypatch):
@@ -284,6 +232,61 @@ def test_settings_are_not_mixed(tmp_path):
     write_image(tmp_path / "data" / "a" / "new.png", 0)
     with pytest.raises(DataError, match=r"images: 40 there, 41 asked; paths"):
         make(ImageTable(root=str(tmp_path / "data")), tmp_path / "out")
+
+
+def test_without_its_settings_nothing_is_taken_over(tmp_path):
+    """Who deletes the settings to give others would otherwise get shards of both."""
+    write_tree(tmp_path / "data")
+    data = ImageTable(root=str(tmp_path / "data"))
+    make(data, tmp_path / "out", **FEW)
+    for name in ("settings.json", "manifest.parquet"):
+        (tmp_path / "out" / name).unlink()
+    with pytest.raises(DataError, match=r"000000\.tar, and no settings\.json"):
+        make(data, tmp_path / "out", short_side=16, **FEW)
+
+
+def test_other_peoples_files_are_left_alone(tmp_path):
+    write_tree(tmp_path / "data", 4)
+    data = ImageTable(root=str(tmp_path / "data"))
+    for name in (".thesis.tmp.doc", "images.npy", "notes/.mine.tmp"):
+        (tmp_path / "home" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "home" / name).write_bytes(b"precious")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=r"holds files, such as images\.npy"):
+        make(data, tmp_path / "home", raw=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".thesis.tmp.doc").write_bytes(b"precious")
+    make(data, tmp_path / "empty")
+    assert (tmp_path / "empty" / ".thesis.tmp.doc").is_file()
+
+
+def test_impossible_places(tmp_path, monkeypatch):
+    write_tree(tmp_path / "data", 4)
+    data = ImageTable(root=str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("data")
+    places = {
+        "s3://bucket/x": "address of a store",
+        "data": "inside",
+        "link/out": "inside",
+        "file": "cannot be written",
+    }
+    for place, words in places.items():
+        with pytest.raises(DataError, match=words):
+            make(data, Path(place))
+    assert sorted(os.listdir(tmp_path)) == ["data", "file", "link"]
+    assert sorted(os.listdir(tmp_path / "data")) == ["a", "b"]
+
+
+def test_an_image_too_long_for_jpeg(tmp_path):
+    write_tree(tmp_path / "data", 4)
+    Image.new("L", (66_000, 8)).save(tmp_path / "data" / "a" / "strip.png")
+    data = ImageTable(root=str(tmp_path / "data"), val_fraction=0)
+    with pytest.raises(DataError, match=r"1 of 5 images[\s\S]*strip\.png"):
+        make(data, tmp_path / "out")
+    assert (tmp_path / "out" / "unreadable.tsv").read_text() == "a/strip.png\ta JPEG cannot hold 66000 x 8 pixels\n"
 
 
 def test_unreadable_images(tmp_path):
@@ -322,7 +325,8 @@ def test_two_at_once(tmp_path):
 
 @pytest.mark.parametrize("recipe", [{"short_side": 4}, {"quality": 0}, {"shard_mb": 0}])
 def test_impossible_recipes(recipe):
-    with pytest.raises(DataError, match="out of range"):
+    option = next(iter(recipe)).replace("_", "-")
+    with pytest.raises(DataError, match=rf"out of range[\s\S]*--{option}"):
         Recipe(**recipe)
 
 

@@ -152,3 +152,19 @@ def test_real_photos_through_folder_shards_and_array(real_cifar, tmp_path, run_c
     for row in range(0, 1200, 97):
         original = sets[0].images([row])[0]
         assert all(np.array_equal(original, data.images([row])[0]) for data in sets[1:])
+
+
+def test_the_folder_of_another_set_of_the_same_name(prepared, tmp_path):
+    prepared("--short-side", "64")
+    other = tmp_path / "elsewhere" / "photos"
+    for split in ("train", "test"):
+        for number, name in enumerate(("ant", "bee", "cat")):
+            for image in range(12):
+                write_image(other / split / name / f"{image:03d}.jpg", 5000 + 100 * number + image, size=(200, 150))
+    data = ImageFolder(root=str(other), image_size=32, prepared=str(tmp_path / "prepared"))
+    with pytest.raises(DataError, match="other pictures than the data set"):
+        data.train_dataloader()
+    for path in other.rglob("*.jpg"):
+        path.write_bytes(b"")  # without originals there is nothing to compare
+    data = ImageFolder(root=str(other), image_size=32, prepared=str(tmp_path / "prepared"))
+    data.train_dataloader()

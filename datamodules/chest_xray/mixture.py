@@ -134,11 +134,11 @@ class ChestXrayMixture(BaseDataModule):
 
     # Images and sampling -----------------------------------------------------------------------------------------
 
-    def read_images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
+    def read_images(self, rows: Sequence[int], at_least: int | None = None) -> Sequence[np.ndarray]:
         """Images by table row, read by the source that each row belongs to."""
         images: list[Any] = [None] * len(rows)
         for source, places, own_rows in self._by_source(np.asarray(rows)):
-            for place, image in zip(places.tolist(), source.read_images(own_rows.tolist()), strict=True):
+            for place, image in zip(places.tolist(), source.read_images(own_rows.tolist(), at_least), strict=True):
                 images[place] = image
         return images
 

@@ -71,7 +71,7 @@ class Caltech101(TorchvisionSet):
     @property
     def required(self) -> Sequence[str]:
         """Every class's folder."""
-        return self.own_class_names
+        return self.space.own
 
     def load_table(self) -> Table:
         """Images by class and number."""

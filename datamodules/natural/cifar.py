@@ -71,10 +71,11 @@ class _CIFAR(BaseDataModule):
         train, test = self._parts
         paths = [f"train/{row:05d}" for row in range(len(train.targets))]
         paths += [f"test/{row:05d}" for row in range(len(test.targets))]
+        images = strings(paths)
         return Table(
-            paths=strings(paths),
+            paths=images,
             labels=np.asarray([*train.targets, *test.targets], dtype=np.int64),
-            groups=strings(paths),
+            groups=images,
             split=split_column(["train"] * len(train.targets) + ["test"] * len(test.targets)),
         )
 
@@ -86,7 +87,7 @@ class _CIFAR(BaseDataModule):
         """None: the checksums cover every image."""
         return rows[:0]
 
-    def read_images(self, rows: Sequence[int]) -> Sequence[np.ndarray]:
+    def read_images(self, rows: Sequence[int], at_least: int | None = None) -> Sequence[np.ndarray]:
         """Images by row, uint8 (32, 32, 3), from memory."""
         return [self._images[row] for row in rows]
 

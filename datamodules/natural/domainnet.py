@@ -9,6 +9,7 @@ import pandas as pd
 
 from datamodules.base import BaseDataModule
 from datamodules.errors import DataError, closest
+from datamodules.natural.torchvision_set import read_lines
 from datamodules.table import Origin, Table, split_column, strings
 
 OBTAIN = (
@@ -46,13 +47,20 @@ class DomainNet(BaseDataModule):
 
     @cached_property
     def _lists(self) -> dict[str, tuple[Path, pd.DataFrame]]:
-        """Official lists by split: the file, and its lines as path, class folder and class number."""
+        """Official lists by split: the file, and its lines as image (its path), class folder and class number."""
         files = {split: self.root / f"{self.domain}_{split}.txt" for split in ("train", "test")}
         for path in files.values():
             if not path.is_file():
-                hint = OBTAIN.format(domain=self.domain)
-                raise DataError(f"no list {path.name} in {self.root}", where="data.init_args.root", hint=hint)
-        return {split: (path, read_list(path, self.domain)) for split, path in files.items()}
+                raise DataError(f"no list {path.name} in {self.root}", where="data.init_args.root", hint=self.obtain)
+        pattern = rf"(?P<image>{self.domain}/(?P<folder>[^/]+)/[^/]+) (?P<number>\d{{1,5}})"
+        valid = f"{self.domain}/CLASS/FILE and a class number"
+        lists = {split: (path, read_lines(path, pattern, valid, self.obtain)) for split, path in files.items()}
+        return {split: (path, lines.astype({"number": np.int64})) for split, (path, lines) in lists.items()}
+
+    @property
+    def obtain(self) -> str:
+        """How to obtain the files, for messages."""
+        return OBTAIN.format(domain=self.domain)
 
     def _find_classes(self) -> list[str]:
         path, train = self._lists["train"]
@@ -66,13 +74,13 @@ class DomainNet(BaseDataModule):
             raise DataError(
                 f"no image of class number {gaps[0]} ({len(gaps)} such numbers)",
                 where=str(path),
-                hint="the list may be cut off: " + OBTAIN.format(domain=self.domain),
+                hint=f"the list may be cut off: {self.obtain}",
             )
         return [str(name) for name in classes["folder"]]
 
     def load_table(self) -> Table:
         """Rows of the train list, then of the test list."""
-        number = {name: label for label, name in enumerate(self.own_class_names)}
+        number = {name: label for label, name in enumerate(self.space.own)}
         for path, lines in self._lists.values():
             expected = lines["folder"].map(number)
             bad = np.flatnonzero(expected != lines["number"])
@@ -87,7 +95,7 @@ class DomainNet(BaseDataModule):
                     else f"class {folder!r} is not in the train list" + (f"; did you mean {near!r}?" if near else ""),
                 )
         (train_path, train), (test_path, test) = self._lists.values()
-        paths = pd.concat([train["path"], test["path"]], ignore_index=True)
+        paths = pd.concat([train["image"], test["image"]], ignore_index=True)
         origins = (Origin(train_path, 0, 1), Origin(test_path, len(train), 1))
         twice = np.flatnonzero(paths.duplicated())
         if len(twice):
@@ -96,34 +104,14 @@ class DomainNet(BaseDataModule):
                 where=origins[int(twice[0] >= len(train))].place(int(twice[0])),
                 hint="lists of the uncleaned release have duplicates: fetch those of the cleaned version",
             )
+        images = strings(paths)
         return Table(
-            paths=strings(paths),
+            paths=images,
             labels=np.concatenate([train["number"], test["number"]]).astype(np.int64),
-            groups=strings(paths),
+            groups=images,
             split=split_column(np.repeat(["train", "test"], [len(train), len(test)])),
             origins=origins,
         )
-
-
-def read_list(path: Path, domain: str) -> pd.DataFrame:
-    """Read a list of "domain/class/file number" lines: columns path, folder and number (int64).
-
-    Raises:
-        DataError: A line of another form or another domain, or no lines at all.
-    """
-    lines = pd.Series(path.read_text(encoding="utf-8").split("\n"), dtype=object).str.strip()
-    lines = lines.iloc[:-1] if lines.iloc[-1] == "" else lines
-    parts = lines.str.extract(rf"^(?P<path>{domain}/(?P<folder>[^/]+)/[^/]+) (?P<number>\d+)$")
-    bad = np.flatnonzero(parts["number"].isna())
-    if len(bad) or not len(lines):
-        shown = f"a line is {lines.iloc[bad[0]]!r} ({len(bad)} such lines)" if len(bad) else "the list is empty"
-        raise DataError(
-            shown,
-            where=f"{path}, line {int(bad[0]) + 1 if len(bad) else 1}",
-            valid=f"{domain}/CLASS/FILE and a class number",
-            hint="the list may be cut off or of another domain: " + OBTAIN.format(domain=domain),
-        )
-    return parts.assign(number=parts["number"].astype(np.int64))
 
 
 def _stop_at(path: Path, row: int, problem: str) -> None:

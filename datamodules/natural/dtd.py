@@ -60,7 +60,7 @@ class DTD(TorchvisionSet):
 
     def load_table(self) -> Table:
         """Lines of the partition's train, val and test list."""
-        return self.read_lists(self._lists, LINE, self.own_class_names, "class/file: banded/banded_0002.jpg")
+        return self.read_lists(self._lists, LINE, self.space.own, "class/file: banded/banded_0002.jpg")
 
     def assign(self, table: Table, settings: SplitSettings) -> tuple[Table, str]:
         """As for all sets; the policy names the partition."""

@@ -34,7 +34,7 @@ class EuroSAT(TorchvisionSet):
     @property
     def required(self) -> Sequence[str]:
         """Every class's folder."""
-        return self.own_class_names
+        return self.space.own
 
     def load_table(self) -> Table:
         """Images by class and name."""

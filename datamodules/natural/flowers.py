@@ -74,7 +74,7 @@ class OxfordFlowers102(TorchvisionSet):
             DataError: A damaged table, an unknown class, a number without an image, or an image in two sets.
         """
         labels = self._numbers(LABELS, "labels")
-        classes = len(self.own_class_names)
+        classes = len(self.space.own)
         unknown = np.flatnonzero((labels < 1) | (labels > classes))
         if len(unknown):
             raise DataError(

@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,8 @@ OBTAIN = (
     "ILSVRC2012_img_train.tar into root/train/<WordNet id>/ and ILSVRC2012_img_val.tar into root/val/, and set "
     "data.init_args.root"
 )
+TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000
+"""Numbers of images in the release."""
 _DEVKIT_LIMIT = 1 << 24  # bytes; the largest file of the devkit that is read has 0.2 MB
 
 
@@ -71,7 +74,7 @@ class ImageNet(BaseDataModule):
         if layout is None:
             raise DataError(f"no folder train of {self.name} in {self.root}", where=str(self.root), hint=OBTAIN)
         train = list_classes(self.root, f"{layout}train/", self.synsets)
-        self._check_complete(train)
+        self._check_complete(train, TRAIN_IMAGES)
         val = self.root / layout / "val"
         if not val.is_dir():
             raise DataError(f"no folder val of {self.name}", where=str(val.parent), hint=OBTAIN)
@@ -80,6 +83,7 @@ class ImageNet(BaseDataModule):
             paths, groups, labels = self._flat(f"{layout}val/", loose)
         else:
             listed = list_classes(self.root, f"{layout}val/", self.synsets)
+            self._check_complete(listed, VAL_IMAGES)
             paths, groups, labels = listed.paths, listed.paths_below(layout), listed.labels
         return image_table(
             pa.concat_arrays([train.paths, paths]),
@@ -93,13 +97,21 @@ class ImageNet(BaseDataModule):
         listed_by_name = self.raw_table.split.codes[rows] == SPLITS.index("test")
         return super().missing_files(table, rows[listed_by_name])
 
-    def _check_complete(self, train: "ClassListing") -> None:
-        empty = [synset for synset, count in zip(self.synsets, train.counts, strict=True) if not count]
+    def _check_complete(self, listed: "ClassListing", size: int) -> None:
+        """Stop at a class without images, and say where there are more or fewer images than in the release."""
+        folder = self.root / listed.folder
+        empty = [synset for synset, count in zip(self.synsets, listed.counts, strict=True) if not count]
         if empty:
             raise DataError(
-                f"{len(empty)} of 1,000 training folders hold no image: {shorten(empty)}",
-                where=str(self.root / train.folder),
-                hint="unpack the class archives again",
+                f"{len(empty)} of {len(self.synsets):,} class folders hold no image: {shorten(empty)}",
+                where=str(folder),
+                hint="unpack the archives again",
+            )
+        if len(listed.paths) != size:
+            warnings.warn(
+                f"{self.name} has {len(listed.paths):,} images in {folder}, the release has {size:,}; going on with "
+                "what is there",
+                stacklevel=2,
             )
 
     def _flat(self, folder: str, files: dict[str, str]) -> tuple[Any, Any, np.ndarray]:
@@ -207,12 +219,11 @@ def list_classes(root: Path, folder: str, synsets: Sequence[str], *, subset: boo
             where=str(root / folder),
             hint="complete the unpacking, or read a subset of the classes with ImageFolder",
         )
-    files = [sorted(image_files(root / folder / synset)) if synset in found else [] for synset in synsets]
-    parts = [
-        pa.array([f"{folder}{synset}/{name}" for name in names], type=pa.large_string())
-        for synset, names in zip(synsets, files, strict=True)
-    ]
-    return ClassListing(folder, pa.concat_arrays(parts), np.asarray([len(names) for names in files], dtype=np.int64))
+    parts = []
+    for synset in synsets:
+        names = sorted(image_files(root / folder / synset)) if synset in found else []
+        parts.append(pa.array([f"{folder}{synset}/{name}" for name in names], type=pa.large_string()))
+    return ClassListing(folder, pa.concat_arrays(parts), np.asarray([len(part) for part in parts], dtype=np.int64))
 
 
 def synset_folders(folder: Path) -> list[str]:
@@ -229,11 +240,12 @@ def image_files(folder: Path) -> list[str]:
 
 def image_table(paths: Any, groups: Any, labels: np.ndarray, sizes: dict[str, int]) -> Table:
     """A table of Arrow columns whose splits are stretches of these sizes, in this order."""
+    images = arrow_strings(paths)
     codes = np.repeat(np.asarray([SPLITS.index(split) for split in sizes], dtype=np.int8), list(sizes.values()))
     return Table(
-        paths=arrow_strings(paths),
+        paths=images,
         labels=labels,
-        groups=arrow_strings(groups),
+        groups=images if groups is paths else arrow_strings(groups),
         split=pd.Categorical.from_codes(codes, categories=list(SPLITS)),  # type: ignore[call-overload]
     )
 
@@ -267,7 +279,8 @@ def devkit_labels(root: Path, synsets: Sequence[str]) -> tuple[np.ndarray, np.nd
         wordnet = dict(zip(table["ILSVRC2012_ID"].tolist(), table["WNID"].tolist(), strict=True))
     except Exception as error:  # loadmat raises whatever a damaged file runs into
         raise DataError(f"cannot read the devkit's classes: {error}", where=meta_file) from error
-    number = {str(key): synsets.index(name) for key, name in wordnet.items() if name in synsets}
+    place = {synset: label for label, synset in enumerate(synsets)}
+    number = {str(key): place[name] for key, name in wordnet.items() if name in place}
     cells = pd.Series(truth.decode("ascii", "replace").split("\n")).str.strip()
     cells = cells.iloc[:-1] if len(cells) and cells.iloc[-1] == "" else cells
     labels = cells.map(number)

@@ -156,7 +156,7 @@ class TorchvisionSet(BaseDataModule):
         Raises:
             DataError: A folder that is no class, or another number of images than the release has.
         """
-        names, folder = self.own_class_names, self.folder
+        names, folder = self.space.own, self.folder
         unknown = [name for name in readers.class_folders(folder) if name not in {*names, *ignored}]
         if unknown:
             near = closest(unknown[0], names)
@@ -188,16 +188,16 @@ class TorchvisionSet(BaseDataModule):
         warnings.warn(f"{problem}; going on with what is there", stacklevel=2)
 
 
-def read_lines(path: Path, pattern: str, valid: str) -> pd.DataFrame:
+def read_lines(path: Path, pattern: str, valid: str, hint: str = "fetch it again") -> pd.DataFrame:
     """Read a list: a row a line, a column each named group of `pattern`; arguments and errors as in `read_lists`."""
     try:
-        lines = pd.Series(path.read_text(encoding="utf-8").split("\n"), dtype=object).str.rstrip()
+        lines = pd.Series(path.read_text(encoding="utf-8-sig").split("\n"), dtype=object).str.rstrip()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read a list: {error}", where=str(path), hint="fetch it again") from error
+        raise DataError(f"cannot read a list: {error}", where=str(path), hint=hint) from error
     if lines.iloc[-1] == "":
         lines = lines.iloc[:-1]
     if not len(lines):
-        raise DataError("a list is empty", where=str(path), hint="fetch it again")
+        raise DataError("a list is empty", where=str(path), hint=hint)
     parts = lines.str.extract(rf"^{pattern}$")
     bad = np.flatnonzero(parts["image"].isna())
     if len(bad):
@@ -205,6 +205,6 @@ def read_lines(path: Path, pattern: str, valid: str) -> pd.DataFrame:
             f"a line is {lines.iloc[bad[0]][:80]!r} ({len(bad)} such lines)",
             where=f"{path}, line {bad[0] + 1}",
             valid=valid,
-            hint="the list may be cut off or damaged: fetch it again",
+            hint=f"the list may be cut off or damaged: {hint}",
         )
     return parts

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.atomic import write_text
 from datamodules.base import BaseDataModule
 from datamodules.errors import DataError
 from datamodules.exclusions import exclusion_flow, usable_rows
-from studies.atomic import write_text
 from studies.data_argument import read_data
 from studies.parsing import ReadableParser
 

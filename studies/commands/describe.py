@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table as TextTable
 from rich.text import Text
 
+from datamodules.atomic import write_text
 from datamodules.base import BaseDataModule
 from datamodules.errors import DataError
 from studies import description, display
-from studies.atomic import write_text
 from studies.data_argument import read_data
 from studies.parsing import ReadableParser
 

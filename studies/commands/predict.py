@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 
 from datamodules import io
+from datamodules.atomic import replace_file
 from datamodules.errors import DataError, UnreadableImageError
 from datamodules.transforms import Transform, create_transform
 from lightning_modules.classification import Classification
 from lightning_modules.thresholds import decide, probabilities
-from studies.atomic import replace_file
 from studies.runs import RunFolder
 
 EXAMPLE = "python cli.py predict --run runs/EXPERIMENT/RUN --input FOLDER --output preds.csv"
@@ -149,7 +149,8 @@ def predict(predictor: Predictor, paths: Sequence[Path], batch_size: int) -> tup
         images = []
         for path in paths[start : start + batch_size]:
             try:
-                image = io.read_image(path, mode=predictor.mode, window=predictor.window)
+                whole = predictor.transform.whole  # decoded as in the test
+                image = io.read_image(path, mode=predictor.mode, window=predictor.window, at_least=whole)
                 images.append(predictor.transform(image, 0))
                 ids.append(str(path))
             except UnreadableImageError as error:

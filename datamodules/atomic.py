@@ -23,3 +23,13 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a UTF-8 text file in one step."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+
+
+def clear_temporaries(path: Path) -> None:
+    """Delete what killed processes left of `replace_file`; only where a lock says that nobody is writing `path`.
+
+    Args:
+        path: The file; its name may have wildcards: `shards/*.tar`.
+    """
+    for leftover in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
+        leftover.unlink()
