@@ -89,7 +89,7 @@ def thumbnails(datamodule: "BaseDataModule", rows: np.ndarray) -> tuple[np.ndarr
     readable = np.ones(len(rows), dtype=bool)
     for place, row in enumerate(rows.tolist()):
         try:
-            image = datamodule.read_images([row])[0]
+            image = datamodule.images([row])[0]
         except UnreadableImageError:
             readable[place] = False
             continue
