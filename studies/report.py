@@ -1,6 +1,6 @@
 """A study's report: tables, gains, figures, and sentences that say no more than the intervals allow."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ import pandas as pd
 
 from datamodules.atomic import write_text
 from studies import figures
+from studies.depth_report import depth_section
+from studies.report_text import budget, image_link, in_words, mean_sd, pivot, points, records
 from studies.results import ResultsError, check_unique, write_csv
 from studies.statistics import BUDGET, gain_over, spread_baseline, summarise, varying
 
@@ -104,6 +106,8 @@ def write_report(
     ]
     write_text(report.summary_md, "\n\n".join(tables) + "\n")
     page = _page(frame, rows, summary, gains, settings, report.figures, title, baseline, failures)
+    place = next(number for number, text in enumerate(page) if text == "## Provenance")
+    page[place:place] = depth_section(rows, folder)
     write_text(report.report, "\n\n".join(page) + "\n")
     return report
 
@@ -153,19 +157,19 @@ def summary_table(summary: pd.DataFrame, settings: Sequence[str] = ()) -> str:
     def cell(row: Mapping[str, Any]) -> str:
         if not row["n"]:
             return "–"
-        return _mean_sd(row["mean"], row["sd"]) + (f" (n = {row['n']})" if row["n"] != usual else "")
+        return mean_sd(row["mean"], row["sd"]) + (f" (n = {row['n']})" if row["n"] != usual else "")
 
-    return _pivot(summary, [*KEYS, *settings, "metric"], cell)
+    return pivot(summary, [*KEYS, *settings, "metric"], cell)
 
 
 def gain_table(gains: pd.DataFrame, settings: Sequence[str] = ()) -> str:
     """A Markdown table of gains in percentage points, each with its 95 % interval (none for one pair)."""
 
     def cell(row: Mapping[str, Any]) -> str:
-        interval = "" if row["n"] < 2 else f" [{_points(row['low'])}, {_points(row['high'])}]"
-        return _points(row["gain"], sign=True) + interval
+        interval = "" if row["n"] < 2 else f" [{points(row['low'])}, {points(row['high'])}]"
+        return points(row["gain"], sign=True) + interval
 
-    return _pivot(gains, [*KEYS, *settings, "metric"], cell)
+    return pivot(gains, [*KEYS, *settings, "metric"], cell)
 
 
 def verdict(gain: Mapping[str, Any], baseline: str = "scratch") -> str:
@@ -182,16 +186,16 @@ def sentence(gain: Mapping[str, Any], baseline: str = "scratch", context: Sequen
     facts = [str(gain[name]) if name in KEYS else f"{name} {gain[name]}" for name in context if not pd.isna(gain[name])]
     who = f"{gain['source']} ({', '.join(facts)})" if facts else gain["source"]
     start = (
-        f"On {gain['target']}{_in_words(gain['budget'])}, {who} → {_mean_sd(gain['mean'], gain['sd'])} "
-        f"against {_mean_sd(gain['baseline_mean'], gain['baseline_sd'])} from {baseline}: "
-        f"{_points(gain['gain'], sign=True)}"
+        f"On {gain['target']}{in_words(gain['budget'])}, {who} → {mean_sd(gain['mean'], gain['sd'])} "
+        f"against {mean_sd(gain['baseline_mean'], gain['baseline_sd'])} from {baseline}: "
+        f"{points(gain['gain'], sign=True)}"
     )
     result = verdict(gain, baseline)
     if gain["n"] < 2:
         return f"{start} (1 pair): one seed gives no interval, so {result}."
     if result == "no claim":
         return f"{start} (the same in all {gain['n']} pairs): no spread gives no interval, so {result}."
-    interval = f"95 % interval {_points(gain['low'])} to {_points(gain['high'])}, {gain['n']} pairs"
+    interval = f"95 % interval {points(gain['low'])} to {points(gain['high'])}, {gain['n']} pairs"
     return f"{start} ({interval}): {result}."
 
 
@@ -211,7 +215,7 @@ def _page(
     page += [CAPTION] if summary["n"].max() > 1 else []
     images = {path.stem: path for path in drawn if path.suffix == ".png"}
     if "few_shot" in images and summary["target"].nunique() > 1:
-        page.append(_image(images["few_shot"], "All targets"))
+        page.append(image_link(images["few_shot"], "All targets"))
     context = [
         name
         for name in ("architecture", "protocol", *settings)
@@ -221,11 +225,11 @@ def _page(
         metric = str(part["metric"].iloc[0]).replace("_", " ")
         page += [f"## {target}", f"Test {metric}. {_counts_caption(part)}"]
         image = images.get(f"few_shot_{quote(str(target), safe='')}")
-        page += [_image(image, f"Few-shot curves on {target}")] if image else []
+        page += [image_link(image, f"Few-shot curves on {target}")] if image else []
         page.append(summary_table(part, settings))
         own = gains[gains["target"] == target]
         page += _gain_section(own, settings, baseline)
-        lines = [f"- {sentence(row, baseline, context)}" for row in _records(own)]
+        lines = [f"- {sentence(row, baseline, context)}" for row in records(own)]
         page += ["\n".join(lines)] if lines else []
     page += ["## Provenance", _provenance(frame)]
     if failures:
@@ -237,7 +241,7 @@ def _page(
 def _tally(gains: pd.DataFrame, baseline: str) -> str:
     if gains.empty:
         return f"No run could be paired with one from {baseline}, so there are no gains to report."
-    verdicts = [verdict(row, baseline).split()[0] for row in _records(gains)]
+    verdicts = [verdict(row, baseline).split()[0] for row in records(gains)]
     higher, lower, same, none = (verdicts.count(word) for word in ("higher", "lower", "not", "no"))
     text = (
         f"Comparisons with {baseline}: {len(gains)}. Higher: {higher}, lower: {lower}, not distinguishable: "
@@ -286,7 +290,7 @@ def _write_figures(
     places = [on_axis[name].fillna("?") for name in ("architecture", "protocol") if on_axis[name].nunique() > 1]
     extras = [
         ", ".join(f"{name} {row[name]}" for name in settings if not pd.isna(row[name]))
-        for row in _records(on_axis[list(settings)])
+        for row in records(on_axis[list(settings)])
     ]
     source = on_axis["source"].fillna("?")
     on_axis = on_axis.assign(
@@ -313,44 +317,11 @@ def _write_figures(
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """Add "budget", the name of a table's column, as an ordered category, and sort by keys and budget."""
-    budgets = [_budget(*row) for row in table[list(BUDGET)].itertuples(index=False, name=None)]
+    budgets = [budget(*row) for row in table[list(BUDGET)].itertuples(index=False, name=None)]
     names = [name for _, name in sorted(set(budgets))]
     table = table.assign(budget=pd.Categorical([name for _, name in budgets], categories=names, ordered=True))
     others = [name for name in table.columns[: table.columns.get_loc("n")] if name not in (*KEYS, *BUDGET)]
     return table.sort_values([*KEYS, *others, "budget"], ignore_index=True)
-
-
-def _budget(shots: Any, num_images: Any, fraction: Any) -> tuple[tuple[int, float], str]:
-    """Rank and name of what a cell was given: shots, then images, then a share of them, then everything."""
-    if not pd.isna(num_images):
-        return (1, float(num_images)), f"{num_images} images"
-    if not pd.isna(fraction) and fraction != 1:
-        return (2, float(fraction)), f"{100 * fraction:g} %"
-    if pd.isna(shots) and pd.isna(fraction):
-        return (4, 0.0), "–"
-    return ((3, 0.0), "full") if pd.isna(shots) or shots == "full" else ((0, float(shots)), str(shots))
-
-
-def _in_words(budget: str) -> str:
-    if budget.isdigit():
-        return f" at {budget} shot{'' if budget == '1' else 's'}"
-    words = {"full": " on the full training set", "–": ""}
-    return words.get(budget, f" with {budget} of the images" if budget.endswith("%") else f" with {budget}")
-
-
-def _pivot(table: pd.DataFrame, keys: Sequence[str], cell: Callable[[Mapping[str, Any]], str]) -> str:
-    budgets = [str(name) for name in table["budget"].cat.categories if (table["budget"] == name).any()]
-    lines: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in _records(table):
-        key = tuple("–" if pd.isna(row[name]) else str(row[name]) for name in keys)
-        lines.setdefault(key, {})[row["budget"]] = cell(row)
-    rows = [[*keys, *budgets], ["---"] * len(keys) + ["---:"] * len(budgets)]
-    rows += [[*key, *(cells.get(budget, "–") for budget in budgets)] for key, cells in lines.items()]
-    return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows)
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _counts_caption(summary: pd.DataFrame) -> str:
@@ -364,18 +335,3 @@ def _counts_caption(summary: pd.DataFrame) -> str:
 
 def _usual_n(summary: pd.DataFrame) -> int:
     return int(summary["n"].mode().max())
-
-
-def _mean_sd(mean: float, sd: float) -> str:
-    return _points(mean) if pd.isna(sd) else f"{_points(mean)} ± {_points(sd)}"
-
-
-def _points(fraction: float, sign: bool = False) -> str:
-    """A fraction in percent with one decimal, more where it would round to a zero that it is not."""
-    percent = round(100 * fraction, 6) + 0.0  # a zero, where rounding left almost one
-    digits = ".1g" if 0 < abs(percent) < 0.05 else ".1f"
-    return format(percent, f"+{digits}" if sign else digits).replace("-", "−")
-
-
-def _image(path: Path, alternative: str) -> str:
-    return f"![{alternative}]({quote(path.name)})"
