@@ -32,7 +32,7 @@ def results(runs):
 
 
 def test_without_a_key_the_mirror_is_offline_and_holds_no_paths(tiny_config, tmp_path):
-    done, _ = fit(tiny_config, tmp_path, "--data.init_args.root", tmp_path / "private")
+    done, _ = fit(tiny_config, tmp_path, "--data.init_args.root", tmp_path / "private", FARSHOT_WANDB_PATIENCE="60")
     assert done.returncode == 0, done.stderr
     assert "W&B" not in done.stderr
     (file,) = (tmp_path / "tiny" / "a" / "wandb").glob("offline-run-*/*.wandb")

@@ -15,7 +15,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 log = logging.getLogger("farshot.wandb")
 Mode = Literal["auto", "online", "offline", "off"]
-PATIENCE = 10.0  # seconds that the mirror may cost at the start and at the end
+PATIENCE = float(os.environ.get("FARSHOT_WANDB_PATIENCE", "10"))
+"""Seconds that the mirror may cost at the start and at the end; more on a busy machine, where W&B starts slowly."""
 
 
 class WandbMirror(Logger):
