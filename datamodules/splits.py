@@ -83,7 +83,7 @@ def rarity(labels: npt.NDArray[Any], groups: Int64Array) -> Int64Array:
 
     Args:
         labels: int64 (N,) classes with -1 = unlabelled, or float (N, L) with 1 / 0 / NaN.
-        groups: int64 (N,) non-negative codes of the groups.
+        groups: int64 (N,) codes 0..G-1 of the groups, each of which occurs.
 
     Returns:
         int64 (N,): 0 where the row has the rarest class or label of all; C or L where it has none. Ties go to
@@ -92,12 +92,11 @@ def rarity(labels: npt.NDArray[Any], groups: Int64Array) -> Int64Array:
     if labels.ndim == 1:
         known = labels >= 0
         n_classes = int(labels.max(initial=-1)) + 1
-        pairs = groups[known]
-        pairs *= n_classes
-        pairs += labels[known]
-        pairs = distinct(pairs)
-        pairs %= max(n_classes, 1)
-        counts = np.bincount(pairs, minlength=n_classes)
+        if len(groups) == int(groups.max(initial=-1)) + 1:  # one row a group: nothing to deduplicate
+            counts = np.bincount(labels[known], minlength=n_classes)
+        else:
+            pairs = distinct(groups[known] * n_classes + labels[known])
+            counts = np.bincount(pairs % max(n_classes, 1), minlength=n_classes)
     else:
         counts = np.array([len(distinct(groups[column == 1])) for column in labels.T], dtype=np.int64)
     ranks = np.empty(len(counts) + 1, dtype=np.int64)
@@ -114,7 +113,10 @@ def rarity(labels: npt.NDArray[Any], groups: Int64Array) -> Int64Array:
 def group_minimum(values: Int64Array, groups: Int64Array, n_groups: int) -> Int64Array:
     """Take the smallest value of each group's rows: int64 (G,). Of `rarity` it is the group's stratum."""
     smallest = np.full(n_groups, values.max(initial=0), dtype=np.int64)
-    np.minimum.at(smallest, groups, values)
+    if n_groups == len(values):  # one row a group
+        smallest[groups] = values
+    else:
+        np.minimum.at(smallest, groups, values)
     return smallest
 
 
