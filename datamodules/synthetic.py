@@ -30,6 +30,10 @@ class Synthetic(BaseDataModule):
         world: Seed of the world: its generative directions and label rules.
         role: The source task of the world, or its target task.
         similarity: Share of the target's generative directions that are the source's, 0–1.
+        shared_features: Share of the target's features that occur, and occur together, as in the source, 0–1.
+        shared_directions: As `similarity`, and wins over it; null = `similarity`.
+        shared_rule: Share of the target's classes that are the source's classes, 0–1: the same codes of features. All
+            three at 1: the target is the source's task; all at 0: it shares no more than the look.
         look: natural (colour) or radiograph (grey chests).
         num_train: Training images before the validation split.
         num_test: Test images.
@@ -48,6 +52,9 @@ class Synthetic(BaseDataModule):
         world: int = 0,
         role: Literal["source", "target"] = "source",
         similarity: float = 1.0,
+        shared_features: float = 1.0,
+        shared_directions: float | None = None,
+        shared_rule: float = 0.0,
         look: Literal["natural", "radiograph"] = "natural",
         num_train: int = 5000,
         num_test: int = 1000,
@@ -61,6 +68,9 @@ class Synthetic(BaseDataModule):
             seed=world,
             role=role,
             similarity=similarity,
+            shared_features=shared_features,
+            shared_directions=shared_directions,
+            shared_rule=shared_rule,
             look=look,
             image_size=image_size,
         )
