@@ -37,8 +37,8 @@ class BaseDataModule(SelectingDataModule):
         max_batch_per_device: Largest batch that fits on a device; a larger share is accumulated.
         num_workers: Loader processes. The stream is the same for any number.
         image_size: Side of the square images that the model sees, pixels.
-        transform: Policy by name: bit, inception_crop, inception_crop_randaugment, entezari2023, resize_center,
-            chest_xray or chest_xray_cherti2022.
+        transform: Policy by name: bit, bit_square, inception_crop, inception_crop_randaugment, entezari2023,
+            resize_center, chest_xray or chest_xray_cherti2022.
         shots: Training images per class (multi-label: positives per label), a number or "full".
         num_images: Train on this many images at natural prevalence.
         fraction: Train on this share of the training images, 0–1.

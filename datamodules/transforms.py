@@ -131,7 +131,7 @@ def bit(image_size: int, train: bool) -> Steps:
     """BiT-HyperRule, aspect kept: short side to 160/128 (up to 160 px) or 512/480, random crop, flip.
 
     Sizes of Kolesnikov et al. 2020 (BiT) with the aspect-keeping resize of Cherti & Jitsev 2022; BiT itself
-    resizes to a square. Evaluation: short side to `image_size`, centre crop.
+    resizes to a square: `bit_square`. Evaluation: short side to `image_size`, centre crop.
     """
     if not train:
         return resize_center(image_size, train)
@@ -142,6 +142,19 @@ def bit(image_size: int, train: bool) -> Steps:
         [A.RandomCrop(image_size, image_size), A.HorizontalFlip(p=0.5)],
         whole=short_side,
     )
+
+
+def bit_square(image_size: int, train: bool) -> Steps:
+    """BiT-HyperRule as its own paper resizes: to a square of 160/128 or 512/480, random crop, flip.
+
+    Kolesnikov et al. 2020 (arXiv 1912.11370). Evaluation: resize to a square of `image_size`.
+    """
+    side = image_size if not train else round(image_size * (160 / 128 if image_size <= 160 else 512 / 480))
+    geometry = functools.partial(_resize, height=side, width=side)
+    if not train:
+        return Steps(geometry, whole=side)
+    A = _albumentations()
+    return Steps(geometry, [A.RandomCrop(image_size, image_size), A.HorizontalFlip(p=0.5)], whole=side)
 
 
 def inception_crop(image_size: int, train: bool) -> Steps:
@@ -225,6 +238,7 @@ def chest_xray_cherti2022(image_size: int, train: bool) -> Steps:
 
 POLICIES: Mapping[str, Policy] = {
     "bit": bit,
+    "bit_square": bit_square,
     "inception_crop": inception_crop,
     "inception_crop_randaugment": inception_crop_randaugment,
     "entezari2023": entezari2023,

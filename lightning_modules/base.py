@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.backbones.factory import classifier_parameters
+from lightning_modules.backbones.standardisation import set_standardisation_eps
 from lightning_modules.errors import ModelError
 from lightning_modules.metrics import Evaluation, EvaluationResult, evaluate
-from lightning_modules.optimizers import SGDAGC, agc_parameter_groups
+from lightning_modules.optimizers import SGDAGC, agc_parameter_groups, scale_rates
 from lightning_modules.schedules import ConstantSchedule, RunLength, Schedule
 from lightning_modules.thresholds import Task
 
@@ -94,7 +95,8 @@ class BaseTask(LightningModule, ABC):
         loss = self.training_loss(self.normalise(batch["image"]), batch)
         if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", loss, prog_bar=True)
-            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            # The last group is the classifier's: under layer-wise decay its rate is the one that was asked for.
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -143,12 +145,20 @@ class BaseTask(LightningModule, ABC):
     def follow(self, mixup_alpha: float) -> None:
         """Take over the mixup that a plan prescribes; tasks without mixup ignore it."""
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameters that train, as the optimizer's groups: the classifier's, the last one, is exempt from AGC."""
+        return agc_parameter_groups(self, classifier_parameters(self.backbone))
+
+    def rate_factor(self, step: int, run: RunLength) -> float:
+        """Multiplier of every learning rate at optimizer step `step`, counted from 0."""
+        return self.schedule.factor(step, run)
+
     def configure_optimizers(self) -> Any:
-        """The optimizer over the parameters that train, the classifier's exempt from AGC, and the schedule per step."""
-        groups = agc_parameter_groups(self, classifier_parameters(self.backbone))
-        optimizer = self.make_optimizer(groups)
+        """The optimizer over the parameters that train, and the schedule per step."""
+        optimizer = self.make_optimizer(self.parameter_groups())
+        scale_rates(optimizer)
         run = self.run_length()
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, run))
+        scheduler = LambdaLR(optimizer, lambda step: self.rate_factor(step, run))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Evaluation --------------------------------------------------------------------------------------------------
@@ -220,11 +230,13 @@ class BaseTask(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model instead of overriding what the user asked for."""
         saved, mine = checkpoint.get("hyper_parameters", {}), self.hyper_parameters()
-        # Normalisation belongs to the weights and is loaded with them.
-        differing = [key for key in mine if key in saved and key not in ("mean", "std") and saved[key] != mine[key]]
+        # These belong to the weights and come with them.
+        theirs = ("mean", "std", "standardisation_eps")
+        differing = [key for key in mine if key in saved and key not in theirs and saved[key] != mine[key]]
         if differing:
             lines = "; ".join(f"{key}: checkpoint {saved[key]}, here {mine[key]}" for key in differing)
             raise ModelError(
                 f"the checkpoint belongs to another model ({lines})",
                 hint="give the settings that the checkpoint was trained with, or use model.weights to transfer from it",
             )
+        set_standardisation_eps(self.backbone, saved.get("standardisation_eps"))

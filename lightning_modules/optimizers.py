@@ -182,6 +182,46 @@ def agc_parameter_groups(model: nn.Module, classifier_parameters: Iterable[nn.Pa
     return [group for group in groups if group["params"]]
 
 
+def layer_decay_groups(
+    groups: Iterable[dict[str, Any]], layers: Sequence[Iterable[nn.Parameter]], decay: float
+) -> list[dict[str, Any]]:
+    """Splits parameter groups so that every layer learns at a rate of its own: less, the further from the output.
+
+    Layer-wise decay as of Howard & Ruder 2018 (ULMFiT, arXiv 1801.06146) and Clark et al. 2020 (ELECTRA,
+    arXiv 2003.10555), whose factors are 1 / 2.6 and 0.65 to 0.9.
+
+    Args:
+        groups: Parameter groups; all their other options are kept.
+        layers: The parameters of each layer from input to output. The last one is at distance 1; what is in none,
+            the classifier, is at distance 0.
+        decay: Factor from a layer to the one before it, in (0, 1].
+
+    Returns:
+        Groups with ``lr_scale`` = ``decay ** distance``, from input to output within each given group; `scale_rates`
+        applies it.
+
+    Raises:
+        ModelError: `decay` is out of its range.
+    """
+    if not 0 < decay <= 1:
+        raise ModelError(f"layer decay is {decay}", valid="0 < decay <= 1")
+    distances = {id(parameter): len(layers) - place for place, layer in enumerate(layers) for parameter in layer}
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        by_distance: dict[int, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_distance.setdefault(distances.get(id(parameter), 0), []).append(parameter)
+        for distance in sorted(by_distance, reverse=True):
+            split.append({**group, "params": by_distance[distance], "lr_scale": decay**distance})
+    return split
+
+
+def scale_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Multiplies the rate of every parameter group by its ``lr_scale``, if it has one; before a scheduler is made."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * group.get("lr_scale", 1.0)
+
+
 def _unit_norms(
     with_rows: Sequence[tuple[Tensor, Tensor]], vectors: Sequence[tuple[Tensor, Tensor]], of: Literal[0, 1]
 ) -> Tensor:

@@ -6,7 +6,7 @@ reference implementation (google-research/big_transfer, `bit_hyperrule.py`).
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_modules.errors import ModelError
 
@@ -38,15 +38,22 @@ class RunLength:
                 )
 
 
+#: Sizes of training sets from which the HyperRule's second and third table hold (paper: small, medium, large).
+SIZES = (20_000, 500_000)
+#: End of the warm-up, the decays and the end of the run, in steps, for each size.
+BOUNDARIES = ((100, 200, 300, 400, 500), (500, 3_000, 6_000, 9_000, 10_000), (500, 6_000, 12_000, 18_000, 20_000))
+
+
 @dataclass(frozen=True)
 class HyperRule:
-    """The BiT-HyperRule for one size of training set: linear warm-up, then ×0.1 at each decay.
+    """The BiT-HyperRule for one size of training set: linear warm-up, then × `gamma` at each decay.
 
     Args:
         warmup: Steps of warm-up from 0, >= 0.
-        decays: Steps after which the rate falls to a tenth, in ascending order; the first is >= `warmup`.
+        decays: Steps after which the rate falls, in ascending order; the first is >= `warmup`.
         total: Steps of the run, >= every decay.
         mixup_alpha: Beta parameter of mixup; 0 = no mixup.
+        gamma: Factor at each decay, > 0.
 
     Raises:
         ModelError: The steps are not in ascending order.
@@ -56,6 +63,7 @@ class HyperRule:
     decays: tuple[int, ...]
     total: int
     mixup_alpha: float
+    gamma: float = 0.1
 
     def __post_init__(self) -> None:
         steps = [0, self.warmup, *self.decays, self.total]
@@ -67,7 +75,7 @@ class HyperRule:
 
         As in the reference, step 0 trains at rate 0, and the step of a decay still at the rate before it.
         """
-        return _warmup(step, self.warmup, 0.0) * 0.1 ** sum(decay < step for decay in self.decays)
+        return _warmup(step, self.warmup, 0.0) * self.gamma ** sum(decay < step for decay in self.decays)
 
     def scaled(self, total: int) -> "HyperRule":
         """The same shape at another length: all steps in proportion, rounded, warm-up at least 1 step.
@@ -89,30 +97,40 @@ class HyperRule:
             lowest = steps[-1] + 1 if steps else 1
             highest = total - len(boundaries) + place if total > len(boundaries) else total
             steps.append(min(max(round(boundary * total / self.total), lowest), highest))
-        return HyperRule(steps[0], tuple(steps[1:]), total, self.mixup_alpha)
+        return replace(self, warmup=steps[0], decays=tuple(steps[1:]), total=total)
 
 
-def bit_hyperrule(train_size: int, *, mixup_from: int = 20_000) -> HyperRule:
+def bit_hyperrule(
+    train_size: int,
+    *,
+    sizes: tuple[int, ...] = SIZES,
+    boundaries: tuple[tuple[int, ...], ...] = BOUNDARIES,
+    gamma: float = 0.1,
+    mixup_alpha: float = 0.1,
+    mixup_from: int = 20_000,
+) -> HyperRule:
     """The BiT-HyperRule for a training set, counted after few-shot selection.
 
     Args:
         train_size: Images in the training set, >= 1.
-        mixup_from: Smallest training set that is mixed, with alpha 0.1.
+        sizes: Smallest training sets of the second table, the third, ..., ascending.
+        boundaries: A table for each size, one more than `sizes`: the end of the warm-up, the decays, the end.
+        gamma: Factor at each decay, > 0.
+        mixup_alpha: Beta parameter of mixup for sets that are mixed; 0 = none.
+        mixup_from: Smallest training set that is mixed.
 
     Returns:
-        500, 10,000 or 20,000 steps for fewer than 20,000, fewer than 500,000 or more images.
+        By default 500, 10,000 or 20,000 steps for fewer than 20,000, fewer than 500,000 or more images.
 
     Raises:
-        ModelError: `train_size` is below 1.
+        ModelError: `train_size` is below 1, or a table has fewer than two steps or does not ascend.
     """
     if train_size < 1:
         raise ModelError(f"train_size is {train_size}", valid=">= 1 image")
-    mixup_alpha = 0.1 if train_size >= mixup_from else 0.0
-    if train_size < 20_000:
-        return HyperRule(100, (200, 300, 400), 500, mixup_alpha)
-    if train_size < 500_000:
-        return HyperRule(500, (3_000, 6_000, 9_000), 10_000, mixup_alpha)
-    return HyperRule(500, (6_000, 12_000, 18_000), 20_000, mixup_alpha)
+    table = boundaries[sum(train_size >= size for size in sizes)]
+    if len(table) < 2:
+        raise ModelError(f"HyperRule boundaries {list(table)}", valid="the end of the warm-up, decays, the end")
+    return HyperRule(table[0], tuple(table[1:-1]), table[-1], mixup_alpha if train_size >= mixup_from else 0.0, gamma)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +186,7 @@ class WarmupStep(Schedule):
 
     Args:
         warmup_epochs: Length of the warm-up, >= 0.
-        milestones: Epochs from whose first step on the rate is lower, such as [30, 60, 80].
+        milestones: Epochs from whose first step on the rate is lower, such as [30, 60, 80]; all after the warm-up.
         gamma: Factor at each milestone, > 0.
         warmup_start: Fraction of the peak at which the warm-up begins, in [0, 1]; Goyal et al. 2017
             (arXiv 1706.02677) begin at local batch / global batch.
@@ -185,6 +203,8 @@ class WarmupStep(Schedule):
         _check(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, ">= 0")
         _check(self.gamma > 0, "gamma", self.gamma, "> 0")
         _check(0 <= self.warmup_start <= 1, "warmup_start", self.warmup_start, "0 to 1")
+        after = all(milestone > self.warmup_epochs for milestone in self.milestones)
+        _check(after, "milestones", self.milestones, f"> warmup_epochs ({self.warmup_epochs}), or no step has the peak")
 
     def shape(self, step: int, run: RunLength) -> float:
         """Warm-up times the decays that have begun."""
@@ -236,28 +256,59 @@ class WarmupCosine(Schedule):
 class HyperRuleSchedule(Schedule):
     """The BiT-HyperRule: the size of the training set decides the run's length, its schedule and its mixup.
 
+    A run, or a phase of it, that is shorter than its table gets the table in proportion.
+
     Args:
-        length: Steps to which the rule is scaled; null = the rule's own 500, 10,000 or 20,000.
+        length: Steps to which the rule is scaled; null = the table's own last boundary.
+        sizes: Smallest training sets of the second table, the third, ..., ascending.
+        boundaries: A table for each size, one more than `sizes`: the end of the warm-up, the decays, the end, in steps.
+        gamma: Factor at each decay, > 0.
+        mixup_alpha: Beta parameter of mixup, >= 0; 0 = none.
+        mixup_from: Smallest training set that is mixed.
         reference_batch: See `Schedule`.
     """
 
     length: int | None = None
+    sizes: tuple[int, ...] = SIZES
+    boundaries: tuple[tuple[int, ...], ...] = BOUNDARIES
+    gamma: float = 0.1
+    mixup_alpha: float = 0.1
+    mixup_from: int = 20_000
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
         super().__post_init__()
         if self.length is not None:
             _check(self.length >= 1, "length", self.length, ">= 1, or null")
+        _check(list(self.sizes) == sorted(self.sizes), "sizes", list(self.sizes), "ascending")
+        tables, wanted = len(self.boundaries), len(self.sizes) + 1
+        _check(tables == wanted, "number of boundaries' tables", tables, f"{wanted}, one more than sizes")
+        _check(self.gamma > 0, "gamma", self.gamma, "> 0")
+        _check(self.mixup_alpha >= 0, "mixup_alpha", self.mixup_alpha, ">= 0")
+        for size in (1, *self.sizes):
+            self._rule(size)
 
     def plan(self, train_size: int) -> HyperRule:
         """The rule at the schedule's length."""
-        rule = bit_hyperrule(train_size)
+        rule = self._rule(train_size)
         return rule if self.length is None else rule.scaled(self.length)
 
     def shape(self, step: int, run: RunLength) -> float:
         """The rule's factor, its warm-up capped as everywhere."""
-        rule = self.plan(run.train_size)
-        return HyperRule(_capped(rule.warmup, run), rule.decays, rule.total, rule.mixup_alpha).factor(step)
+        rule = self._rule(run.train_size)
+        total = min(rule.total if self.length is None else self.length, run.total_steps)
+        rule = rule if total == rule.total else rule.scaled(total)
+        return replace(rule, warmup=_capped(rule.warmup, run)).factor(step)
+
+    def _rule(self, train_size: int) -> HyperRule:
+        return bit_hyperrule(
+            train_size,
+            sizes=self.sizes,
+            boundaries=self.boundaries,
+            gamma=self.gamma,
+            mixup_alpha=self.mixup_alpha,
+            mixup_from=self.mixup_from,
+        )
 
 
 def _warmup(step: int, warmup: int, start: float) -> float:

@@ -15,7 +15,7 @@ from studies.statistics import BUDGET, half_width, summarise
 MODES = ("frozen", "trained")
 """What happens to the transferred layer groups. Depth 0, training from scratch, belongs to both."""
 
-PLACE = ["target", "source", "architecture", "metric", *BUDGET]
+PLACE = ["target", "source", "architecture", "granularity", "metric", *BUDGET]
 """What one curve over depth has in common."""
 
 POLICIES = {"freeze all": ("frozen", True), "fine-tune all": ("trained", True), "from scratch": ("trained", False)}
@@ -45,8 +45,13 @@ def depth_values(frame: pd.DataFrame) -> pd.DataFrame:
     fixed = moved["frozen_depth"].fillna(0)
     moved = moved.assign(mode=np.where(fixed == moved["depth"], "frozen", np.where(fixed == 0, "trained", "")))
     moved = moved[moved["mode"] != ""]
-    sources = moved[["target", "architecture", "source", "mode"]].drop_duplicates()
-    zero = frame[scratch].drop(columns="source").assign(depth=0).merge(sources, on=["target", "architecture"])
+    sources = moved[["target", "architecture", "source", "granularity", "mode"]].drop_duplicates()
+    zero = (
+        frame[scratch]
+        .drop(columns=["source", "granularity"])
+        .assign(depth=0)
+        .merge(sources, on=["target", "architecture"])
+    )
     columns = [*PLACE, "mode", "depth", "seed"]
     both = pd.concat([part[[*columns, "value"]] for part in (moved, zero)], ignore_index=True)
     values: pd.DataFrame = both.groupby(columns, dropna=False)["value"].mean().reset_index()

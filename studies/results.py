@@ -23,6 +23,7 @@ DTYPES: dict[str, str] = {
     "pretrain_seed": INTEGER,
     **dict.fromkeys(("target", "protocol"), TEXT),
     **dict.fromkeys(("transfer_depth", "frozen_depth"), INTEGER),
+    "granularity": TEXT,
     "shots": TEXT,
     "num_images": INTEGER,
     "fraction": REAL,
@@ -56,7 +57,7 @@ IDENTITY: tuple[str, ...] = (
         "target",
         "protocol",
     ),
-    *("transfer_depth", "frozen_depth", "shots", "num_images", "fraction", "dials", "fold", "seed"),
+    *("transfer_depth", "frozen_depth", "granularity", "shots", "num_images", "fraction", "dials", "fold", "seed"),
     *("metric", "class_name", "subgroup"),
 )
 

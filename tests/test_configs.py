@@ -121,7 +121,7 @@ def test_transfer_configs(config, tiny_config, run_cli, tmp_path):
     )
     assert (code, err) == (0, "")
     summary = json.loads((tmp_path / "runs" / config.stem / "target" / "summary.json").read_text())
-    assert summary["run"]["protocol"] == config.stem
+    assert summary["run"]["protocol"] == ("finetune" if config.stem.startswith("hyperrule") else config.stem)
     assert summary["run"]["source"] == "synthetic"
 
 

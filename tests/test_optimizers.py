@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_modules.errors import ModelError
-from lightning_modules.optimizers import SGDAGC, agc_parameter_groups
+from lightning_modules.optimizers import SGDAGC, agc_parameter_groups, layer_decay_groups, scale_rates
 
 SHAPES = [(4, 3, 2, 2), (5,), (3, 7), (), (1, 1, 6), (8, 2, 3), (2,)]
 
@@ -206,6 +206,32 @@ def test_empty_groups_are_left_out_and_strangers_named():
     assert [group["agc"] for group in agc_parameter_groups(model, model[1].parameters())] == [False]
     with pytest.raises(ModelError, match="2 of 2 classifier parameters"):
         agc_parameter_groups(model, nn.Linear(3, 4).parameters())
+
+
+@pytest.mark.parametrize("make", [SGDAGC, torch.optim.SGD, torch.optim.AdamW])
+def test_layers_learn_at_rates_of_their_own(make):
+    """lr × decay^(distance from the classifier), whatever is clipped, frozen or scheduled."""
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(5)])
+    model[1].bias.requires_grad_(False)
+    layers = [[*model[0].parameters(), *model[1].parameters()], model[2].parameters(), model[3].parameters()]
+    groups = layer_decay_groups(agc_parameter_groups(model, model[4].parameters()), layers, 0.5)
+    optimizer = make(groups, lr=0.8)
+    scale_rates(optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    for step in range(3):
+        rates = {id(p): (group["lr"], group["agc"]) for group in optimizer.param_groups for p in group["params"]}
+        for layer, distance in enumerate((3, 3, 2, 1, 0)):
+            for parameter in model[layer].parameters():
+                expected = (pytest.approx(0.8 * 0.5**distance / (1 + step)), distance > 0)
+                assert rates.get(id(parameter)) == (expected if parameter.requires_grad else None)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.1, -0.5])
+def test_impossible_decays_are_named(decay):
+    with pytest.raises(ModelError, match=f"layer decay is {decay}"):
+        layer_decay_groups([], [], decay)
 
 
 def test_few_operations_and_no_wait_for_the_device():

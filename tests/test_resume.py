@@ -1,5 +1,6 @@
 """A run that is killed and started again ends with bit-identical weights."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from lightning_modules.backbones.factory import create_backbone
+from lightning_modules.backbones.layers import layer_groups
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,14 +24,22 @@ WORDS = [
 CASES = {"mid-epoch": 4, "epoch boundary": 6}
 
 
+def fit_all(config, runs, fits):
+    """Fit each (name, batches before the kill or −1, further words) in a process of its own; returns the exit codes."""
+    common = ["fit", "--config", str(config), "--runs_dir", str(runs), *WORDS]
+    orders = [[kill_after, [*common, "--run", name, *words]] for name, kill_after, words in fits]
+    command = [sys.executable, "-m", "tests.kill_run", json.dumps(orders)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])
+    assert set(codes) <= {0, -signal.SIGKILL}, done.stderr
+    return codes
+
+
 def fit(config, runs, name, *, kill_after=-1, words=()):
     """Fit in a process of its own; returns its exit code."""
-    command = [sys.executable, "-m", "tests.kill_run", str(kill_after), "fit", "--config", str(config)]
-    command += ["--runs_dir", str(runs), "--run", name, *WORDS, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+    return fit_all(config, runs, [(name, kill_after, words)])[0]
 
 
 def weights(runs, name):
@@ -84,8 +96,7 @@ def test_step_based_run_with_accumulation_resumes_too(tmp_path):
         *("--trainer.max_epochs=-1", "--trainer.max_steps", "8", "--data.init_args.max_batch_per_device", "8"),
         *("--checkpoint_every", "2"),
     )
-    assert fit(config, tmp_path, "whole", words=words) == 0
-    assert fit(config, tmp_path, "killed", kill_after=11, words=words) == -signal.SIGKILL
+    assert fit_all(config, tmp_path, [("whole", -1, words), ("killed", 11, words)]) == [0, -signal.SIGKILL]
     assert weights(tmp_path, "killed")[0]["step"] == 4  # 11 device batches are 5 steps, the last save was at 4
     assert fit(config, tmp_path, "killed", words=words) == 0
     expected, state = weights(tmp_path, "whole")[0], weights(tmp_path, "killed")[0]
@@ -134,3 +145,47 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         writer.save_checkpoint({"state_dict": {"a": torch.zeros(3)}}, path)
     assert torch.load(path, weights_only=True)["state_dict"]["a"].sum() == 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+# lp_ft of 10 steps: 4 of the probe, 6 of fine-tuning. Killed in the probe, between the phases, and in the second one.
+@pytest.mark.parametrize("optimizer", ["SGDAGC", "torch.optim.AdamW"])
+def test_a_run_of_two_phases_resumes_in_either(tmp_path, optimizer):
+    config, source = tmp_path / "tiny.yaml", tmp_path / "source.pth"
+    config.write_text(CONFIG.replace("SGDAGC", optimizer))
+    torch.save(create_backbone("test_resnet", 5).state_dict(), source)
+    words = [
+        *("--trainer.max_epochs=-1", "--trainer.max_steps", "10", "--model.init_args.weights", str(source)),
+        *("--model.init_args.probe_fraction", "0.4", "--model.init_args.layer_decay", "0.8"),
+        *("--model.init_args.frozen_depth", "1", "--model.init_args.optimizer.init_args.weight_decay", "0.01"),
+    ]
+    kills = {"probe": 2, "boundary": 4, "finetuning": 7}
+    fits = [(name, kill_after, words) for name, after in kills.items() for kill_after in (after, -1)]
+    assert fit_all(config, tmp_path, [("whole", -1, words), *fits]) == [0, *[-signal.SIGKILL, 0] * 3]
+    expected, (expected_optimizer,) = weights(tmp_path, "whole")
+    given = torch.load(source, weights_only=True)
+    still = {key for key in given if torch.equal(given[key], expected[f"backbone.{key}"])}
+    assert still == set(layer_groups(create_backbone("test_resnet", 3))[0].tensors)
+    for name in kills:
+        state, (optimizer_state,) = weights(tmp_path, name)
+        assert not [key for key in expected if not torch.equal(state[key], expected[key])], name
+        assert optimizer_state["param_groups"] == expected_optimizer["param_groups"]
+        for key, entry in expected_optimizer["state"].items():
+            torch.testing.assert_close(optimizer_state["state"][key], entry, rtol=0, atol=0)
+
+
+def test_frozen_groups_stand_still_through_a_kill(tmp_path):
+    config, source = tmp_path / "tiny.yaml", tmp_path / "source.pth"
+    config.write_text(CONFIG)
+    torch.save(create_backbone("test_resnet", 5).state_dict(), source)
+    words = ["--model.init_args.weights", str(source), "--model.init_args.optimizer.init_args.weight_decay", "0.01"]
+    depths = {"linear_probe": ["--model.init_args.frozen_depth=-1"], "half": ["--model.init_args.frozen_depth", "3"]}
+    fits = [(name, kill, [*words, *depth]) for name, depth in depths.items() for kill in (5, -1)]
+    assert fit_all(config, tmp_path, fits) == [-signal.SIGKILL, 0] * 2
+    given, groups = torch.load(source, weights_only=True), layer_groups(create_backbone("test_resnet", 3))
+    for name, depth in (("linear_probe", 5), ("half", 3)):
+        state = weights(tmp_path, name)[0]
+        assert state["step"] == 12
+        frozen = {key for group in groups[:depth] for key in group.tensors}
+        assert {"bn1.running_mean", "bn1.num_batches_tracked"} <= frozen
+        moved = {key for key in given if not torch.equal(given[key], state[f"backbone.{key}"])}
+        assert moved == set(given) - frozen, name

@@ -1,11 +1,15 @@
 """Schedules against the published tables, torch's schedulers and the BiT rule written out step by step."""
 
+import dataclasses
 import math
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import jsonargparse
 import pytest
 import torch
+import yaml
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from lightning_modules.errors import ModelError
@@ -20,6 +24,7 @@ from lightning_modules.schedules import (
     bit_hyperrule,
 )
 
+CONFIGS = Path(__file__).parent.parent / "configs" / "transfer"
 RUN = RunLength(total_steps=900, steps_per_epoch=10, global_batch=512, train_size=100)
 
 
@@ -133,17 +138,37 @@ def test_cosine_after_warmup_spans_the_rest_of_the_run():
 @pytest.mark.parametrize(
     "schedule",
     [
+        ConstantSchedule(),
         WarmupStep(warmup_epochs=15, milestones=[30]),
         WarmupCosine(warmup_steps=500),
+        WarmupCosine(warmup_epochs=15),
         HyperRuleSchedule(),
+        HyperRuleSchedule(length=3_000),
+        HyperRuleSchedule(boundaries=((499, 500), (1, 2), (1, 2))),
     ],
 )
-@pytest.mark.parametrize("total_steps", [1, 2, 5, 40])
-def test_a_run_shorter_than_its_warmup_reaches_the_peak(schedule, total_steps):
-    run = RunLength(total_steps=total_steps, steps_per_epoch=10, global_batch=8, train_size=100)
+@pytest.mark.parametrize("train_size", [1, 30_000])
+@pytest.mark.parametrize("total_steps", [*range(1, 13), 40, 499])
+def test_every_run_reaches_the_peak_by_its_middle(schedule, total_steps, train_size):
+    run = RunLength(total_steps=total_steps, steps_per_epoch=1, global_batch=8, train_size=train_size)
     factors = [schedule.factor(step, run) for step in range(total_steps)]
     assert max(factors) == 1.0
-    assert factors.index(1.0) == total_steps // 2
+    assert factors.index(1.0) <= total_steps // 2
+
+
+@pytest.mark.parametrize("schedule", [WarmupStep(warmup_epochs=15, milestones=[30]), WarmupCosine(warmup_steps=500)])
+@pytest.mark.parametrize("total_steps", [1, 2, 5, 40])
+def test_a_warmup_takes_at_most_half_of_the_run(schedule, total_steps):
+    run = RunLength(total_steps=total_steps, steps_per_epoch=10, global_batch=8, train_size=100)
+    assert [schedule.factor(step, run) for step in range(total_steps)].index(1.0) == total_steps // 2
+
+
+def test_a_run_shorter_than_its_table_gets_the_table_in_proportion():
+    for total in (5, 50, 250):
+        run = RunLength(total_steps=total, steps_per_epoch=1, global_batch=8, train_size=100)
+        rule = bit_hyperrule(100).scaled(total)
+        for schedule in (HyperRuleSchedule(), HyperRuleSchedule(length=400), HyperRuleSchedule(length=total)):
+            assert [schedule.factor(step, run) for step in range(total)] == [rule.factor(step) for step in range(total)]
 
 
 def test_linear_scaling_multiplies_every_schedule():
@@ -170,6 +195,37 @@ def test_hyperrule_schedule_follows_its_rule():
     assert [short.factor(step, run) for step in (5, 10, 20, 21, 41)] == pytest.approx([0.5, 1, 1, 0.1, 1e-3])
 
 
+def test_every_constant_of_the_hyperrule_is_an_argument():
+    schedule = HyperRuleSchedule(
+        sizes=(10, 50), boundaries=((2, 4, 6), (3, 9, 12), (5, 20)), gamma=0.5, mixup_alpha=0.3, mixup_from=50
+    )
+    assert schedule.plan(9) == HyperRule(2, (4,), 6, 0.0, 0.5)
+    assert schedule.plan(49) == HyperRule(3, (9,), 12, 0.0, 0.5)
+    assert schedule.plan(50) == HyperRule(5, (), 20, 0.3, 0.5)
+    run = RunLength(total_steps=6, steps_per_epoch=1, global_batch=1, train_size=9)
+    assert [schedule.factor(step, run) for step in range(6)] == [0, 0.5, 1, 1, 1, 0.5]
+    assert replace(schedule, length=60).plan(9) == HyperRule(20, (40,), 60, 0.0, 0.5)
+
+
+@pytest.mark.parametrize("name", ["bit", "cherti2022"])
+def test_presets_write_every_constant_out(name):
+    config = yaml.safe_load((CONFIGS / f"hyperrule_{name}.yaml").read_text())
+    given = config["model"]["init_args"]
+    rule = given["lr_scheduler"]["init_args"]
+    assert set(rule) == {field.name for field in dataclasses.fields(HyperRuleSchedule)} - {"length", "reference_batch"}
+    tables = tuple(tuple(table) for table in rule["boundaries"])
+    schedule = HyperRuleSchedule(**{**rule, "sizes": tuple(rule["sizes"]), "boundaries": tables})
+    for size in (1, 19_999, 20_000, 499_999, 500_000):
+        assert schedule.plan(size) == bit_hyperrule(size)
+    optimizer = given["optimizer"]["init_args"]
+    facts = (optimizer.pop("lr"), optimizer.pop("momentum"), optimizer.pop("nesterov"), optimizer.pop("weight_decay"))
+    found = (*facts, given["head_init"], config["data"]["init_args"]["batch_size"], optimizer)
+    if name == "bit":
+        assert found == (0.003, 0.9, False, 0.0, "zero", 512, {})
+    else:
+        assert found == (0.001, 0.9, True, 0.0, "default", 128, {"clip_factor": 0.01, "eps": 0.001})
+
+
 def test_lambda_lr_runs_a_schedule():
     schedule = WarmupStep(warmup_epochs=1, milestones=[2], reference_batch=256)
     optimizer = make_optimizer(lr=0.1)
@@ -194,6 +250,10 @@ def take_schedule(schedule: Schedule) -> Schedule:
             WarmupCosine(0.0, 500, 0.0, 0.1),
         ),
         ("class_path: HyperRuleSchedule\ninit_args: {length: 50}", HyperRuleSchedule(50)),
+        (
+            "class_path: HyperRuleSchedule\ninit_args: {sizes: [9], boundaries: [[1, 2], [3, 4, 5]], gamma: 0.5}",
+            HyperRuleSchedule(sizes=(9,), boundaries=((1, 2), (3, 4, 5)), gamma=0.5),
+        ),
     ],
 )
 def test_yaml_names_a_schedule_by_its_class(tmp_path, lines, expected):
@@ -215,6 +275,14 @@ def test_yaml_names_a_schedule_by_its_class(tmp_path, lines, expected):
         (lambda: bit_hyperrule(10).scaled(0), "length is 0"),
         (lambda: RunLength(10, 10, 8, 0), "train_size is 0"),
         (lambda: HyperRuleSchedule(length=0), "length is 0"),
+        (lambda: HyperRuleSchedule(sizes=(500, 20)), r"sizes is \[500, 20\]"),
+        (lambda: HyperRuleSchedule(sizes=(9,)), "number of boundaries' tables is 3"),
+        (lambda: HyperRuleSchedule(sizes=(), boundaries=((5, 3),)), "do not ascend"),
+        (lambda: HyperRuleSchedule(sizes=(9,), boundaries=((1, 2), (5, 3))), "do not ascend"),
+        (lambda: HyperRuleSchedule(sizes=(), boundaries=((5,),)), r"boundaries \[5\]"),
+        (lambda: HyperRuleSchedule(gamma=0.0), "gamma is 0.0"),
+        (lambda: HyperRuleSchedule(mixup_alpha=-1.0), "mixup_alpha is -1.0"),
+        (lambda: WarmupStep(15, [15, 30]), r"milestones is \[15, 30\]"),
         (lambda: ConstantSchedule(reference_batch=0), "reference_batch is 0"),
         (lambda: WarmupStep(-1, []), "warmup_epochs is -1"),
         (lambda: WarmupStep(1, [], gamma=0.0), "gamma is 0.0"),

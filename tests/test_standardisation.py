@@ -13,6 +13,7 @@ from lightning_modules.backbones.standardisation import (
     set_standardisation_eps,
     standardisation_eps,
 )
+from lightning_modules.classification import Classification
 from lightning_modules.errors import ModelError
 from tests.weights_kit import copy_of, fresh, port_state, same, save_lightning, trained
 
@@ -177,3 +178,18 @@ def test_portable_state_needs_no_eps(bit):
     assert distance(plain, expected) > 0.1
     untouched = fresh(BIT, 5)
     assert same(portable_state(untouched), untouched.state_dict(), untouched.state_dict())
+
+
+def test_a_checkpoint_carries_it():
+    facts = {"backbone": "resnetv2_50x1_bit", "num_classes": 2, "task": "multiclass", "class_names": ["a", "b"]}
+    trained = Classification(**facts, standardisation_eps=1e-10)
+    assert standardisation_eps(trained.backbone) == 1e-10
+    rebuilt = Classification(**trained.hyper_parameters())
+    assert standardisation_eps(rebuilt.backbone) == 1e-10
+    checkpoint = {}
+    trained.on_save_checkpoint(checkpoint)
+    resumed = Classification(**facts)
+    resumed.on_load_checkpoint(checkpoint)
+    assert standardisation_eps(resumed.backbone) == 1e-10
+    resumed.on_load_checkpoint({"hyper_parameters": Classification(**facts).hyper_parameters()})
+    assert standardisation_eps(resumed.backbone) is None

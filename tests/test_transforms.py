@@ -192,6 +192,15 @@ def test_bit_sizes(size, short_side):
     assert (crop.height, crop.width) == (size, size)
 
 
+def test_bit_square_shows_the_whole_image():
+    image = np.zeros((90, 180, 1), np.uint8)
+    image[:, 90:] = 255  # the right half, however the image is squeezed
+    seen = create_transform("bit_square", 128, train=False)(image, 0)
+    assert seen[0, 0].tolist() == [0] * 64 + [255] * 64
+    assert POLICIES["bit_square"](128, True).geometry(image).shape == (160, 160, 1)
+    assert POLICIES["bit_square"](480, True).geometry(image).shape == (512, 512, 1)
+
+
 def test_an_image_of_the_right_size_passes_unchanged():
     image = noise(64, 64)
     for policy in ("bit", "resize_center", "chest_xray", "chest_xray_cherti2022"):

@@ -1,8 +1,8 @@
-"""The one enumeration of a backbone's layer groups: for transfer depth, freezing and reports."""
+"""The one enumeration of a backbone's layer groups: for transfer depth, freezing, layer-wise rates and reports."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from timm.models._manipulate import group_with_matcher
 from torch import nn
@@ -10,13 +10,18 @@ from torch import nn
 from lightning_modules.backbones.factory import classifier_names, is_classifier, model_config
 from lightning_modules.errors import ModelError
 
+Granularity = Literal["coarse", "block"]
+"""How finely a backbone is cut: coarse = stem and stages (BiT: 5), block = stem and all blocks (BiT R50x1: 17)."""
+
+_NAMES: dict[str, str] = {"coarse": "stage", "block": "block"}
+
 
 @dataclass(frozen=True)
 class LayerGroup:
     """A stretch of the backbone between input and output.
 
     Attributes:
-        name: "stem", then "stage1", "stage2", ... (a transformer's stages are its blocks).
+        name: "stem", then "stage1", "stage2", ... (a transformer's stages are its blocks), or "block1", "block2", ...
         parameters: Dotted names of the parameters.
         buffers: Dotted names of the buffers, such as BatchNorm's running statistics.
     """
@@ -36,17 +41,24 @@ class LayerGroup:
         return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.tensors))
 
 
-def layer_groups(model: nn.Module) -> list[LayerGroup]:
+def layer_groups(model: nn.Module, granularity: Granularity = "coarse") -> list[LayerGroup]:
     """Return the groups of a timm backbone from input to output: every parameter but the classifier's, once.
 
-    timm's coarse matcher decides. What it puts beside the classifier (the final norm, a head's norm or hidden
-    layer) belongs to the last group here: a new classifier must not take the trained norm with it.
+    timm's matcher decides; between blocks a downsampling layer goes with the block that it belongs to or feeds. What
+    it puts beside the classifier (the final norm, a head's norm or hidden layer) belongs to the last group here: a
+    new classifier must not take the trained norm with it.
+
+    Args:
+        model: A timm model, with or without a classifier.
+        granularity: Stages or blocks. The blocks of one stage follow each other, and make up the stage.
 
     Raises:
-        ModelError: timm does not group this architecture.
+        ModelError: timm does not group this architecture, or there is no such granularity.
     """
+    if granularity not in _NAMES:
+        raise ModelError(f"granularity is {granularity!r}", valid=list(_NAMES))
     try:
-        matcher = cast(Any, model).group_matcher(coarse=True)
+        matcher = cast(Any, model).group_matcher(coarse=granularity == "coarse")
     except (AttributeError, AssertionError) as error:
         raise ModelError(
             f"timm defines no layer groups for {model_config(model)['architecture']}",
@@ -70,7 +82,7 @@ def layer_groups(model: nn.Module) -> list[LayerGroup]:
         inside = set(members)
         groups.append(
             LayerGroup(
-                name=f"stage{index}" if index else "stem",
+                name=f"{_NAMES[granularity]}{index}" if index else "stem",
                 parameters=tuple(name for name in parameters if name in inside),
                 buffers=tuple(name for name in buffers if name in inside),
             )
@@ -78,13 +90,13 @@ def layer_groups(model: nn.Module) -> list[LayerGroup]:
     return groups
 
 
-def first_groups(model: nn.Module, depth: int) -> list[LayerGroup]:
+def first_groups(model: nn.Module, depth: int, granularity: Granularity = "coarse") -> list[LayerGroup]:
     """Return the first `depth` layer groups, counted from the input.
 
     Raises:
         ModelError: `depth` is negative or larger than the number of groups.
     """
-    groups = layer_groups(model)
+    groups = layer_groups(model, granularity)
     if not 0 <= depth <= len(groups):
         raise ModelError(
             f"{model_config(model)['architecture']} has {len(groups)} layer groups: no depth of {depth}",
@@ -93,7 +105,7 @@ def first_groups(model: nn.Module, depth: int) -> list[LayerGroup]:
     return groups[:depth]
 
 
-def freeze(model: nn.Module, depth: int) -> None:
+def freeze(model: nn.Module, depth: int, granularity: Granularity = "coarse") -> None:
     """Stop gradients for the first `depth` layer groups and let all others and the classifier train.
 
     The result depends on `depth` alone, not on what was frozen before.
@@ -101,12 +113,12 @@ def freeze(model: nn.Module, depth: int) -> None:
     Raises:
         ModelError: `depth` is out of range.
     """
-    frozen = {name for group in first_groups(model, depth) for name in group.parameters}
+    frozen = {name for group in first_groups(model, depth, granularity) for name in group.parameters}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
 
 
-def set_frozen_eval(model: nn.Module, depth: int) -> None:
+def set_frozen_eval(model: nn.Module, depth: int, granularity: Granularity = "coarse") -> None:
     """Put the modules of the first `depth` layer groups into eval mode; call it after every `model.train()`.
 
     A frozen BatchNorm in training mode would still move its statistics, and dropout would still be random.
@@ -115,7 +127,7 @@ def set_frozen_eval(model: nn.Module, depth: int) -> None:
     Raises:
         ModelError: `depth` is out of range.
     """
-    frozen = {name for group in first_groups(model, depth) for name in group.tensors}
+    frozen = {name for group in first_groups(model, depth, granularity) for name in group.tensors}
     tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
     trained = _owners(name for name in tensors if name not in frozen)
     for name in _owners(frozen) - trained:
