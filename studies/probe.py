@@ -1,0 +1,216 @@
+"""Few-shot probes of frozen features: features once, then hundreds of episodes on the same draws for all weights."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.base import BaseDataModule
+from datamodules.errors import DataError
+from lightning_modules.backbones.checkpoints import read_weights
+from lightning_modules.metrics import ranking
+from studies import guard
+from studies.episodes import draw_episodes
+from studies.features import FeatureSet, extract_features
+from studies.probe_heads import HEADS
+from studies.runs import RunFolder, code_version
+
+RANDOM = "scratch"
+"""Name of a network without weights: random features, the baseline of all gains."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is probed.
+
+    Attributes:
+        heads: Keys of `HEADS`.
+        shots: Shots per class, "full" for the whole training set.
+        seeds: Number of episodes a shot level; "full" has one.
+        groups: Layer groups whose features are probed; None = the last.
+        backbone: timm name of weights that do not say of which network they are.
+        split: Where the heads are judged. "validation" keeps the test set for the end.
+        batch_size: Images a forward pass.
+        device: Of the forward passes and the heads; None = the GPU if there is one.
+    """
+
+    heads: Sequence[str] = ("ridge",)
+    shots: Sequence[str] = ("1", "5", "10", "full")
+    seeds: int = 20
+    groups: Sequence[str] | None = None
+    backbone: str | None = None
+    split: Literal["test", "validation"] = "test"
+    batch_size: int = 64
+    device: str | None = None
+
+
+def run_probe(
+    data: BaseDataModule,
+    weights: Mapping[str, str | None],
+    plan: Plan,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Iterator[dict[str, Any]]:
+    """Probe every candidate; yields result rows (see `studies.results`), one a metric and episode.
+
+    A row's `protocol` is "probe HEAD", its `transfer_depth` the number of layer groups below the features, its `seed`
+    the episode's draw. All candidates see the same episodes, so that differences can be paired.
+
+    Args:
+        data: The target, without shots of its own.
+        weights: Weights by the name that they have in the rows; None = random.
+        plan: What is probed.
+        tell: Takes a line on each thing that begins.
+
+    Raises:
+        DataError: The data set draws a few-shot set itself, a head is unknown, or a source has seen test images.
+    """
+    if data.shots not in (None, "full") or data.num_images is not None or data.fraction is not None:
+        raise DataError(
+            "the data set draws a part of its training images, and a probe draws its episodes itself",
+            where="data.init_args.shots, num_images, fraction",
+            hint="leave them out and give --shots to the probe",
+        )
+    data.setup()
+    train, judged = data.rows("train"), data.rows(plan.split)
+    table = data.read_table()
+    if not len(judged):
+        raise DataError(f"{data.name} has no {plan.split} images", valid="a split that is not empty")
+    groups = table.groups[train] if table.grouped else None
+    episodes = draw_episodes(
+        table.labels[train],
+        groups,
+        plan.shots,
+        range(plan.seeds),
+        data.class_names,
+        one_per_group=data.one_per_group,
+        on_small=data.on_small,
+    )
+    labels, truth = torch.from_numpy(table.labels[train]), table.labels[judged]
+    for name, source in weights.items():
+        tell(f"{name}: {len(train) + len(judged)} images")
+        note = guard.guard(source, data)
+        # A backbone is meant for weights that do not say theirs.
+        backbone = None if source is not None and read_weights(source).architecture else plan.backbone
+        extract = partial(
+            extract_features,
+            source,
+            data,
+            backbone=backbone,
+            groups=plan.groups,
+            batch_size=plan.batch_size,
+            device=plan.device,
+        )
+        fitted, held_out = extract(train), extract(judged)
+        for group, features in fitted.items():
+            common = {
+                **_columns(data, name, source, plan),
+                "architecture": features.architecture,
+                "weights_hash": features.weights_hash if source is not None else None,
+                "transfer_depth": features.depth,
+                "guard": note,
+                "n_test": len(judged),
+            }
+            pool, test = (_tensor(found[group], plan.device) for found in (fitted, held_out))
+            for head in plan.heads:
+                tell(f"{name}, {group}, {head}: {len(episodes)} episodes")
+                for episode in episodes:
+                    chosen = torch.from_numpy(episode.rows)
+                    whole = len(chosen) == len(pool)  # no copy of a pool that may not fit twice
+                    result = HEADS[head](
+                        pool if whole else pool[chosen],
+                        labels[chosen],
+                        test,
+                        num_classes=data.num_classes,
+                        task=data.task,
+                    )
+                    scores = result.scores.cpu().numpy()
+                    facts = {"shots": episode.shots, "seed": episode.seed, "n_train": len(chosen)}
+                    for (metric, class_name), value in probe_metrics(
+                        scores, truth, data.task, data.class_names
+                    ).items():
+                        row = {"protocol": f"probe {head}", "metric": metric, "class_name": class_name, "value": value}
+                        yield {**common, **facts, **row}
+
+
+def probe_metrics(
+    scores: np.ndarray, labels: np.ndarray, task: str, class_names: Sequence[str]
+) -> dict[tuple[str, str | None], float]:
+    """Metrics that need an order of the scores only: a head's scores are no logits.
+
+    Args:
+        scores: (m, C) or (m, L).
+        labels: int64 (m,), −1 = not judged; or float32 (m, L) with 1 / 0 / NaN.
+        task: multiclass, binary or multilabel.
+        class_names: Names of the outputs.
+
+    Returns:
+        (metric, class or None) → value: for multi-class "accuracy" and "balanced_accuracy"; for labels "mean_auroc",
+        "mean_average_precision" and both of each label. Undefined values are left out.
+    """
+    if task == "multiclass":
+        known = labels >= 0
+        right = scores[known].argmax(axis=1) == labels[known]
+        sizes = np.bincount(labels[known], minlength=len(class_names))
+        hits = np.bincount(labels[known], right, minlength=len(class_names))
+        recall = hits[sizes > 0] / sizes[sizes > 0]
+        return {("accuracy", None): float(right.mean()), ("balanced_accuracy", None): float(recall.mean())}
+    found: dict[tuple[str, str | None], float] = {}
+    for place, name in enumerate(class_names):
+        known = ~np.isnan(labels[:, place])
+        values = ranking(labels[known, place] == 1, scores[known, place].astype(np.float64))
+        for metric, value in zip(("auroc", "average_precision"), values, strict=True):
+            if np.isfinite(value):
+                found[metric, name] = value
+    for metric in ("auroc", "average_precision"):
+        each = [value for (kind, _), value in found.items() if kind == metric]
+        if each:
+            found[f"mean_{metric}", None] = float(np.mean(each))
+    return found
+
+
+def name_weights(weights: Sequence[str]) -> dict[str, str | None]:
+    """Short, different names of weights: a run's or file's name, with as much of its folder as tells them apart."""
+    names: dict[str, str | None] = {}
+    for text in weights:
+        path = Path(text)
+        parts = [*path.parts[:-1], path.name if path.is_dir() else path.stem] if path.exists() else [text]
+        name = next(
+            (name for count in range(1, len(parts) + 1) if (name := "/".join(parts[-count:])) not in names), None
+        )
+        if name is None:
+            raise DataError(f"weights {text!r} are given twice", where="--weights")
+        names[name] = None if text == RANDOM else text
+    return names
+
+
+def _columns(data: BaseDataModule, name: str, source: str | None, plan: Plan) -> dict[str, Any]:
+    """Columns of the rows that data and candidate decide."""
+    origin = RunFolder(Path(source)).read_summary().get("run", {}) if source and Path(source).is_dir() else {}
+    return {
+        "study": "probe",
+        "run": name,
+        "source": name,
+        "source_n": origin.get("n_train"),
+        "method": origin.get("method"),
+        "target": data.name,
+        "selection": f"judged on {plan.split}",
+        "image_size": data.image_size,
+        "split_policy": data.split_policy,
+        "label_policy": data.label_policy,
+        "dials": data.dials.describe(),
+        "code_version": code_version(),
+    }
+
+
+def _tensor(features: FeatureSet, device: str | None) -> Tensor:
+    """Features on the device; on the CPU without a copy, however large the file is."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(features.values).to(device)
