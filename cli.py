@@ -13,20 +13,22 @@ from collections.abc import Sequence
 from studies.failures import describe_exception, exit_code
 
 COMMANDS = {
-    "fit": ("studies.commands.single", "train, from scratch or from weights:  fit --config FILE ..."),
-    "validate": ("studies.commands.single", "evaluate the validation images:      validate --run RUN"),
-    "test": ("studies.commands.single", "evaluate the test images:            test --run RUN [--data DATA]"),
-    "predict": (
-        "studies.commands.predict",
-        "predict files without labels:        predict --run RUN --input FOLDER",
-    ),
-    "study": ("studies.commands.study", "run or show a whole study:           study run|status|report FILE"),
-    "list": ("studies.commands.listing", "what there is:                       list datasets|models"),
-    "prepare": ("studies.commands.prepare", "decode once, write fast shards:      prepare DATA --output DIR"),
-    "check": ("studies.commands.check", "decode every image of a data set:    check DATA"),
-    "describe": ("studies.commands.describe", "table 1 and the exclusion flow:      describe DATA"),
-    "audit": ("studies.commands.audit", "leaks, copies and confounds:         audit DATA [DATA]"),
+    "fit": ("studies.commands.single", "train, from scratch or from weights", "fit --config FILE ..."),
+    "validate": ("studies.commands.single", "evaluate the validation images", "validate --run RUN"),
+    "test": ("studies.commands.single", "evaluate the test images", "test --run RUN [--data DATA]"),
+    "predict": ("studies.commands.predict", "predict files without labels", "predict --run RUN --input FOLDER"),
+    "study": ("studies.commands.study", "run or show a whole study", "study run|status|report FILE"),
+    "list": ("studies.commands.listing", "what there is", "list datasets|models"),
+    "prepare": ("studies.commands.prepare", "decode once, write fast shards", "prepare DATA --output DIR"),
+    "check": ("studies.commands.check", "decode every image of a data set", "check DATA"),
+    "describe": ("studies.commands.describe", "table 1 and the exclusion flow", "describe DATA"),
+    "audit": ("studies.commands.audit", "leaks, copies and confounds", "audit DATA [DATA]"),
+    "probe": ("studies.commands.probe", "few-shot probes of frozen features", "probe --data DATA --weights W ..."),
+    "similarity": ("studies.commands.similarity", "how alike two networks see images", "similarity A B --data DATA"),
+    "rank": ("studies.commands.rank", "which weights to transfer", "rank --data DATA --weights W ..."),
+    "weights": ("studies.commands.weights", "published weights, and one's own", "weights list|get|inspect|export"),
 }
+"""Command → its module, what it does, how it is written."""
 USAGE = "usage: python cli.py COMMAND ...\n\n{}\n\nMore: python cli.py COMMAND --help, README.md"
 
 
@@ -38,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help"):
-        lines = (f"  {name:9} {text}" for name, (_, text) in COMMANDS.items())
+        lines = (f"  {name:10} {what:37} {usage}" for name, (_, what, usage) in COMMANDS.items())
         print(USAGE.format("\n".join(lines)))
         return
     if words[0] not in COMMANDS:
