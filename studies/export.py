@@ -128,11 +128,18 @@ def input_facts(predictor: "Predictor") -> dict[str, Any]:
         "std": std,
         "interpolation": "bilinear",
         "crop_pct": crop_share(size, predictor.transform.whole or size),
-        "crop_mode": "border" if pads else "center",
+        "crop_mode": "border" if pads else "squash" if is_squashing(predictor.transform, size) else "center",
         "pads": pads,
         "grey": predictor.mode == "grey",
         "window": predictor.window,
     }
+
+
+def is_squashing(transform: "Transform", size: int) -> bool:
+    """Say whether an evaluation transform shows the ends of an image that is not square, at another aspect."""
+    image = np.full((size, 2 * size, 1), 255, np.uint8)
+    image[:, : size // 4] = 0  # a centre crop begins behind it
+    return bool(transform(image, 0)[:, :, 0].max() == 0)
 
 
 def is_padding(transform: "Transform", size: int) -> bool:
