@@ -37,6 +37,7 @@ def rate(generator: ImageGenerator, images: int, start: int) -> float:
 
 
 def main() -> None:
+    """Measure every look at three sizes, some rounds each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4096, help="images a round at 32 px")
     parser.add_argument("--rounds", type=int, default=7)

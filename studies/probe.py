@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +15,9 @@ from datamodules.errors import DataError
 from lightning_modules.backbones.checkpoints import read_weights
 from lightning_modules.metrics import ranking
 from studies import guard
-from studies.episodes import draw_episodes
+from studies.episodes import Episode, draw_episodes
 from studies.features import FeatureSet, extract_features
-from studies.probe_heads import HEADS
+from studies.probe_heads import HEADS, Head
 from studies.runs import RunFolder, code_version
 
 RANDOM = "scratch"
@@ -70,43 +69,16 @@ def run_probe(
     Raises:
         DataError: The data set draws a few-shot set itself, a head is unknown, or a source has seen test images.
     """
-    if data.shots not in (None, "full") or data.num_images is not None or data.fraction is not None:
-        raise DataError(
-            "the data set draws a part of its training images, and a probe draws its episodes itself",
-            where="data.init_args.shots, num_images, fraction",
-            hint="leave them out and give --shots to the probe",
-        )
-    data.setup()
-    train, judged = data.rows("train"), data.rows(plan.split)
+    episodes, train, judged = _draw(data, plan)
     table = data.read_table()
-    if not len(judged):
-        raise DataError(f"{data.name} has no {plan.split} images", valid="a split that is not empty")
-    groups = table.groups[train] if table.grouped else None
-    episodes = draw_episodes(
-        table.labels[train],
-        groups,
-        plan.shots,
-        range(plan.seeds),
-        data.class_names,
-        one_per_group=data.one_per_group,
-        on_small=data.on_small,
-    )
     labels, truth = torch.from_numpy(table.labels[train]), table.labels[judged]
     for name, source in weights.items():
         tell(f"{name}: {len(train) + len(judged)} images")
         note = guard.guard(source, data)
         # A backbone is meant for weights that do not say theirs.
         backbone = None if source is not None and read_weights(source).architecture else plan.backbone
-        extract = partial(
-            extract_features,
-            source,
-            data,
-            backbone=backbone,
-            groups=plan.groups,
-            batch_size=plan.batch_size,
-            device=plan.device,
-        )
-        fitted, held_out = extract(train), extract(judged)
+        net: Any = {"backbone": backbone, "groups": plan.groups, "batch_size": plan.batch_size, "device": plan.device}
+        fitted, held_out = (extract_features(source, data, rows, **net) for rows in (train, judged))
         for group, features in fitted.items():
             common = {
                 **_columns(data, name, source, plan),
@@ -120,22 +92,42 @@ def run_probe(
             for head in plan.heads:
                 tell(f"{name}, {group}, {head}: {len(episodes)} episodes")
                 for episode in episodes:
-                    chosen = torch.from_numpy(episode.rows)
-                    whole = len(chosen) == len(pool)  # no copy of a pool that may not fit twice
-                    result = HEADS[head](
-                        pool if whole else pool[chosen],
-                        labels[chosen],
-                        test,
-                        num_classes=data.num_classes,
-                        task=data.task,
-                    )
-                    scores = result.scores.cpu().numpy()
-                    facts = {"shots": episode.shots, "seed": episode.seed, "n_train": len(chosen)}
-                    for (metric, class_name), value in probe_metrics(
-                        scores, truth, data.task, data.class_names
-                    ).items():
+                    scores = _score(HEADS[head], episode, pool, labels, test, data)
+                    facts = {"shots": episode.shots, "seed": episode.seed, "n_train": len(episode.rows)}
+                    found = probe_metrics(scores, truth, data.task, data.class_names)
+                    for (metric, class_name), value in found.items():
                         row = {"protocol": f"probe {head}", "metric": metric, "class_name": class_name, "value": value}
                         yield {**common, **facts, **row}
+
+
+def _draw(data: BaseDataModule, plan: Plan) -> tuple[list[Episode], np.ndarray, np.ndarray]:
+    """Episodes, the table rows that they are drawn from, and the rows that the heads are judged on."""
+    if data.shots not in (None, "full") or data.num_images is not None or data.fraction is not None:
+        raise DataError(
+            "the data set draws a part of its training images, and a probe draws its episodes itself",
+            where="data.init_args.shots, num_images, fraction",
+            hint="leave them out and give --shots to the probe",
+        )
+    data.setup()
+    train, judged = data.rows("train"), data.rows(plan.split)
+    if not len(judged):
+        raise DataError(f"{data.name} has no {plan.split} images", valid="a split that is not empty")
+    table = data.read_table()
+    groups = table.groups[train] if table.grouped else None
+    rules: Any = {"one_per_group": data.one_per_group, "on_small": data.on_small}
+    drawn = draw_episodes(table.labels[train], groups, plan.shots, range(plan.seeds), data.class_names, **rules)
+    return drawn, train, judged
+
+
+def _score(
+    head: Head, episode: Episode, pool: Tensor, labels: Tensor, test: Tensor, data: BaseDataModule
+) -> np.ndarray:
+    """Fit a head on an episode and score the test images, (m, C)."""
+    chosen = torch.from_numpy(episode.rows)
+    mine = pool if len(chosen) == len(pool) else pool[chosen]  # no copy of a pool that may not fit twice
+    result = head(mine, labels[chosen], test, num_classes=data.num_classes, task=data.task)
+    scores: np.ndarray = result.scores.cpu().numpy()
+    return scores
 
 
 def probe_metrics(
