@@ -83,6 +83,14 @@ class BaseTask(LightningModule, ABC):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1).expand(1, 3, 1, 1).clone())
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1).expand(1, 3, 1, 1).clone())
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Accept a normalisation of one value, as checkpoints of the first versions have it."""
+        for name in ("mean", "std"):
+            stored = state_dict.get(prefix + name)
+            if stored is not None and stored.shape == (1, 1, 1, 1):
+                state_dict[prefix + name] = stored.expand(1, 3, 1, 1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def normalise(self, images: Tensor) -> Tensor:
         """Turn uint8 (B, 1 or 3, H, W) images, or floats in [0, 1], into normalised floats on the device."""
         scale = 255.0 if images.dtype == torch.uint8 else 1.0

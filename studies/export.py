@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -47,15 +48,15 @@ def export(run: Path, output: Path, kind: str, *, overwrite: bool = False) -> No
         overwrite: Replace an earlier export.
 
     Raises:
-        DataError: The run has no weights; the folder holds something already; a package is missing; or what was written
-            does not give the run's logits.
+        DataError: The run has no weights, or such as cannot be loaded; the folder holds something already, or cannot be
+            written; a package is missing; or what was written does not give the run's logits.
+        ModelError: The run's checkpoint is damaged.
     """
-    from studies.commands.predict import load_predictor
     from studies.model_card import model_card
 
     check_output(output, overwrite=overwrite)
     writers = {"timm": _write_timm, "onnx": _write_onnx}
-    predictor = load_predictor(RunFolder(run))
+    predictor = _load(RunFolder(run))
     predictor.model.cpu()
     facts = input_facts(predictor)
 
@@ -66,6 +67,22 @@ def export(run: Path, output: Path, kind: str, *, overwrite: bool = False) -> No
         )
 
     write_folder(output, fill)
+
+
+def _load(folder: RunFolder) -> "Predictor":
+    from lightning_modules.backbones.checkpoints import read_weights
+    from studies.commands.predict import load_predictor
+
+    try:
+        return load_predictor(folder)
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        checkpoint = folder.selected_checkpoint()
+        read_weights(checkpoint)  # says so where the file is damaged
+        raise DataError(
+            f"the net of {folder.path} cannot be built anew: {' '.join(str(error).split())[:300]}",
+            where=str(checkpoint),
+            hint="its checkpoint is of another version of farshot or of timm: export with that one, or fit again",
+        ) from error
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -87,11 +104,17 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 
 def write_folder(output: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a folder beside `output`, sync it and move it there; an older one goes only then."""
+    """Let `fill` write a folder beside `output`, sync it and move it there; an older one goes only then.
+
+    Raises:
+        DataError: The disk is full, or the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+
     output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (output.with_name(f".{output.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         fill(temporary)
         for path in temporary.iterdir():
@@ -105,6 +128,12 @@ def write_folder(output: Path, fill: Callable[[Path], None]) -> None:
             with suppress(FileNotFoundError):
                 os.rename(old, output)
             raise
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"could not write {output}: {error}",
+            where="--output",
+            hint="choose a folder that can be written, on a disk with room",
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Published weights by name: what `known_weights.yaml` says of them, and their download, verified and in one step."""
 
+import errno
 import functools
 import hashlib
 import os
@@ -27,6 +28,7 @@ TIMEOUT = 30  # seconds without a byte
 RETRIES = 3  # in a row without a byte
 PAUSE = 1.0  # seconds before the first of them; the next ones wait longer
 _CHUNK = 1 << 20
+_LOCAL = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOSPC EDQUOT ENOENT EEXIST ENOTDIR".split()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,8 @@ def get(entry: KnownWeights, folder: Path = FOLDER, *, overwrite: bool = False) 
     """Download a file, unless it is here, and compare its sha256 with the known one and with that of its first time.
 
     Raises:
-        DataError: No network, an answer that is no weights file, or another sha256; no part of a file is left behind
-            then, and a file that was here stays as it is.
+        DataError: No network, no room, an answer that is no weights file, or another sha256; no part of a file is left
+            behind then, and a file that was here stays as it is.
     """
     path = entry.path(folder)
     record = path.with_name(f"{path.name}.sha256")
@@ -147,6 +149,12 @@ def get(entry: KnownWeights, folder: Path = FOLDER, *, overwrite: bool = False) 
             replace_file(path, lambda temporary: _fetch_verified(entry, temporary, record))
         digest = _digest(path)
     except OSError as error:
+        if error.errno in _LOCAL:  # of the disk; what the network raises has none of these
+            raise DataError(
+                f"could not write {path}: {error}",
+                where="--output",
+                hint="choose a folder that can be written, on a disk with room",
+            ) from error
         raise DataError(
             f"could not download {entry.name}: {_reason(error)}",
             where=entry.address,

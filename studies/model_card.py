@@ -110,6 +110,8 @@ def _input(facts: Mapping[str, Any], kind: str, in_chans: int) -> Iterator[str]:
         yield f"the whole image: the long side to {size} pixels, black around it to a square; never cropped"
         if kind == "timm":
             yield "timm pads with the mean colour and not with black: pad images that are not square yourself"
+    elif facts["crop_mode"] == "squash":
+        yield f"the whole image at {size} x {size} pixels, whatever its shape; never cropped"
     else:
         yield f"short side to {int(size / facts['crop_pct'])} pixels, centre crop of {size}"
     if kind == "timm":
@@ -151,17 +153,18 @@ def _outputs(folder: RunFolder, model: "Classification") -> str:
 def history(folder: RunFolder) -> tuple[list[RunFolder], KnownWeights | str | None]:
     """Return a run and the runs its weights came from, latest first, and what the first of them began with.
 
-    That is an entry of the known weights, the name of other weights, or None for random values.
+    That is an entry of the known weights, the name of other weights (no path), or None for random values.
     """
     chain = [folder]
     while True:
         weights = chain[-1].read_config().get("model", {}).get("init_args", {}).get("weights")
         if weights is None:
             return chain, None
-        path = Path(weights)
+        path = Path(weights).expanduser()
         source = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path)
         if not (source.path / "config.yaml").is_file() or source in chain:
-            return chain, recognise(weights) or path.name
+            named = weights.startswith(("timm:", "hf-hub:"))
+            return chain, recognise(weights) or (weights if named else path.name)
         chain.append(source)
 
 
@@ -192,7 +195,8 @@ def _training(
         lines.append(f"| weights {origin} | unknown | – | – |")
     for step in reversed(chain):
         known = step.read_summary().get("run", {})
-        protocol = f"{known.get('method', '?')}, {known.get('protocol', '?')}"
+        # The method is None where nobody knows how the weights before this run were trained.
+        protocol = ", ".join(str(known[name]) for name in ("method", "protocol") if known.get(name)) or "?"
         lines.append(
             f"| run {step.path.name} | {known.get('target', '?')} | {known.get('n_train', '?')} | {protocol} |"
         )
@@ -262,6 +266,11 @@ def _data(used: Sequence[str], folder: RunFolder, origin: KnownWeights | str | N
     parts = [_RESTRICTED if medical else _OWN]
     if isinstance(origin, KnownWeights):
         parts.append(f"### {origin.name} (published weights)\n\nLicence: {origin.licence}. Data: {origin.data}.")
+    elif origin is not None:
+        parts.append(
+            f"### {origin} (weights)\n\nNot known here: where they are from, their licence and their data, whose terms "
+            "hold for this net, too. Write them here."
+        )
     for name in used:
         text = re.split(r"^(?:Args|Attributes):", data_card(name), flags=re.MULTILINE)[0].strip()
         parts.append(f"### {name}\n\n{text}")

@@ -62,7 +62,13 @@ def test_unwrap(name, plain):
     assert unwrap(name) == plain
 
 
-@pytest.mark.parametrize("prefix", ["", "backbone.", "module.backbone.", "_orig_mod.backbone.module.", "module."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("", "backbone.", "module.backbone.", "_orig_mod.backbone.module.", "module."),
+        *("model.", "module.model.", "model._orig_mod.", "model.backbone."),
+    ],
+)
 def test_backbone_tensors_are_found_under_any_prefix(prefix):
     state = {f"{prefix}conv1.weight": torch.ones(1), f"{prefix}fc.bias": torch.zeros(1)}
     assert list(backbone_tensors(state)) == ["conv1.weight", "fc.bias"]
@@ -71,6 +77,7 @@ def test_backbone_tensors_are_found_under_any_prefix(prefix):
 def test_other_towers_are_dropped_and_collisions_refused():
     state = {"backbone.conv1.weight": torch.ones(1), "text.conv1.weight": torch.zeros(1)}
     assert backbone_tensors(state) == {"conv1.weight": torch.ones(1)}
+    assert backbone_tensors({"model.a": 1, "criterion.pos_weight": 2, "ema_model.a": 3}) == {"a": 1}
     with pytest.raises(ModelError, match=r"both 'conv1\.weight'"):
         backbone_tensors({"conv1.weight": torch.ones(1), "module.conv1.weight": torch.ones(1)})
 

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import resource
+import shutil
 from pathlib import Path
 
 import cv2
@@ -21,6 +23,7 @@ from datamodules.errors import DataError
 from datamodules.transforms import POLICIES, create_transform
 from lightning_modules.backbones.standardisation import set_standardisation_eps
 from lightning_modules.classification import Classification
+from lightning_modules.errors import ModelError
 from studies import export as exports
 from studies.commands import weights
 from studies.commands.predict import Predictor
@@ -225,6 +228,46 @@ def test_onnx_packages_are_named(runs, tmp_path, monkeypatch):
     assert files(tmp_path) == []
 
 
+def test_a_folder_that_cannot_be_written(runs, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match=r"could not write .*\n  where: --output"):
+        export(runs / "first", tmp_path / "file" / "net", "timm")
+    assert files(tmp_path) == ["file"]
+
+
+def test_a_full_disk(runs, tmp_path):
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        with pytest.raises(DataError, match=r"could not write .*File too large"):
+            export(runs / "first", tmp_path / "net", "timm")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [0, 50_000])
+def test_a_damaged_checkpoint(runs, tmp_path, size):
+    shutil.copytree(runs / "first", tmp_path / "run")
+    checkpoint = RunFolder(tmp_path / "run").selected_checkpoint()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:size])
+    with pytest.raises(ModelError, match="is damaged, cut short"):
+        export(tmp_path / "run", tmp_path / "net", "timm")
+
+
+@pytest.mark.parametrize("change", [{"state_dict": {}}, {"hyper_parameters": {"projection": 128}}])
+def test_a_checkpoint_of_another_version(runs, tmp_path, change):
+    shutil.copytree(runs / "first", tmp_path / "run")
+    checkpoint = RunFolder(tmp_path / "run").selected_checkpoint()
+    content = torch.load(checkpoint, weights_only=True)
+    if "state_dict" in change:
+        del content["state_dict"]["mean"]
+    torch.save({**content, **{name: value for name, value in change.items() if value}}, checkpoint)
+    with pytest.raises(DataError, match=r"cannot be built anew: .*(mean|projection)") as error:
+        export(tmp_path / "run", tmp_path / "net", "timm")
+    assert len(str(error.value).splitlines()) <= 3
+
+
 # The card ---------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +344,28 @@ def test_card_of_a_medical_history(tmp_path):
         assert text in card, text
     assert "Args:" not in card
     assert str(tmp_path) not in card
+
+
+def test_card_of_a_net_of_unknown_origin(tmp_path):
+    """Nobody may take unknown weights for weights without terms; a hub's name is kept, a path is not."""
+    model = Classification("test_resnet", 2, "multiclass", ["a", "b"])
+    origins = (("/home/me/m.pth.tar", "m.pth.tar"), ("hf-hub:o/net", "hf-hub:o/net"))
+    for number, (source, shown) in enumerate(origins):
+        run = make_run(
+            tmp_path / str(number),
+            {"class_path": "datamodules.ImageFolder"},
+            {"weights": source},
+            run={"target": "photos", "n_train": 3, "method": None, "protocol": "finetune"},
+        )
+        predictor = Predictor(model, create_transform("bit_square", 32, train=False), "rgb", None, [])
+        card = model_card(run, model, input_facts(predictor), "timm", "net")
+        assert f"### {shown} (weights)\n\nNot known here" in card
+        assert f"| run {number} | photos | 3 | finetune |" in card
+        assert "/home" not in card
+        assert "the whole image at 32 x 32 pixels, whatever its shape" in card
+        assert "centre crop" not in card
+        front = yaml.safe_load(card.split("---")[1])
+        assert front["library_name"] == "timm"
 
 
 def test_readme_of_docs_names_the_commands():

@@ -48,6 +48,17 @@ def test_misfits_raise_and_leave_the_model_alone(change, words):
     assert same(model.state_dict(), before, before)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite(value):
+    weights = altered(lambda s: s["layer3.0.conv1.weight"][0, 0].fill_(value))
+    model = fresh("test_resnet")
+    before = copy_of(model)
+    with pytest.raises(ModelError, match=r"are NaN or infinite in layer3\.0\.conv1\.weight\n"):
+        load_weights(model, weights)
+    assert same(model.state_dict(), before, before)
+    assert load_weights(model, weights, groups=2).loaded, "what is not asked for may be anything"
+
+
 def test_another_architecture_is_named(tmp_path):
     path = save_lightning(tmp_path / "w.ckpt", trained("test_resnet"), backbone="test_resnet")
     with pytest.raises(ModelError, match="set `backbone: test_resnet`") as error:

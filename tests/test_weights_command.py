@@ -1,5 +1,6 @@
 """Known weights are what their publishers say; downloads are whole and verified; any weights can be looked into."""
 
+import errno
 import hashlib
 import pickle
 import re
@@ -258,6 +259,19 @@ def test_no_network(server, entry, tmp_path, monkeypatch):
     assert get(entry, tmp_path).verified
 
 
+def test_a_disk_that_cannot_be_written_is_no_missing_network(entry, tmp_path, server, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"could not write .*\n  where: --output"):
+        get(entry, tmp_path / "file")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(known, "fetch", full)
+    with pytest.raises(DataError, match=r"could not write .*No space left"):
+        get(entry, tmp_path)
+
+
 # Inspect ----------------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +288,13 @@ def test_inspect_finds_the_architecture(tmp_path, capsys):
     grey = create_backbone("test_resnet", 0, 1)
     torch.save(grey.state_dict(), tmp_path / "grey.pth")
     assert re.search(r"architecture +test_resnet \(found", output(capsys, "inspect", tmp_path / "grey.pth"))
+
+
+def test_inspect_says_the_epsilon(tmp_path, capsys):
+    names = ("root.conv.weight", "body.block1.unit01.conv1.weight")  # enough to know the layout
+    torch.save({"model": dict.fromkeys(names, torch.ones(1))}, tmp_path / "model.pth.tar")
+    out = output(capsys, "inspect", tmp_path / "model.pth.tar")
+    assert re.search(r"epsilon +1e-10 in weight standardisation", out)
 
 
 def test_inspect_says_what_it_cannot_tell(tmp_path, capsys):

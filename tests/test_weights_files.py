@@ -32,11 +32,13 @@ def test_state_dict_files(tmp_path, suffix, name):
     assert report.source_preprocessing is report.source_architecture is None
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "model_ema"])
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_ema", "state_dict_ema", "model_state_dict"])
 def test_wrapped_and_legacy_state_dicts(tmp_path, key):
     """Averaged weights win over the raw ones beside them, as in timm; old torch files are no zip."""
     source = trained("test_resnet")
-    content = {"model": {"other": torch.ones(1)}, key: source.state_dict(), "epoch": 9}
+    content = {"epoch": 9, key: source.state_dict()}
+    if key != "model_state_dict":  # PyTorch's tutorials alone write that one
+        content = {"model": {"other": torch.ones(1)}, **content}
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     assert not zipfile.is_zipfile(tmp_path / "w.pth")
     assert read_weights(tmp_path / "w.pth").state.keys() == source.state_dict().keys()
@@ -91,6 +93,13 @@ def test_run_folder_prefers_what_the_summary_names(tmp_path):
     with pytest.raises(ModelError, match="not JSON"):
         read_weights(run)
     with pytest.raises(ModelError, match=r"best\.ckpt or .*last\.ckpt"):
+        read_weights(tmp_path)
+
+
+def test_folder_with_nothing_but_weights(tmp_path):
+    """As `weights get` fills it: the file must be named, and the message does."""
+    safetensors.torch.save_file(trained("test_resnet").state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"did you mean {tmp_path}/model\.safetensors\?"):
         read_weights(tmp_path)
 
 

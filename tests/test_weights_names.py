@@ -1,6 +1,7 @@
 """Weights by name: timm, the hub, folders that timm wrote; without a network."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -69,6 +70,22 @@ def test_without_network_the_command_to_run_elsewhere_is_given(hub, name, comman
     assert f"run `{command}` elsewhere" in str(error.value)
     assert f"weights: local-dir:{command.split()[-1]}" in str(error.value)
     assert len(str(error.value).splitlines()) <= 15
+
+
+def test_the_hubs_attempts_are_not_shown(hub, monkeypatch, caplog):
+    """It logs each of a dozen attempts, which pushes the error out of sight."""
+    logger = logging.getLogger("huggingface_hub.utils._http")
+
+    def unreachable(*_, **__):
+        logger.warning("Retrying in 1s")
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    before = logging.getLogger("huggingface_hub").level
+    with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match="no route"):
+        read_weights("timm:test_vit")
+    assert "Retrying" not in caplog.text
+    assert logging.getLogger("huggingface_hub").level == before
 
 
 def test_hub_name(hub):

@@ -63,7 +63,8 @@ def load_weights(model: nn.Module, source: Source, *, head: bool = True, groups:
 
     Raises:
         ModelError: The source cannot be read; or no backbone tensor has a place in the model; or the source
-            has a backbone tensor unknown to it; or, in the groups asked for, one is missing or misshapen.
+            has a backbone tensor unknown to it; or, in the groups asked for, one is missing or misshapen, or not
+            finite.
     """
     weights = read_weights(source)
     target = model.state_dict()
@@ -87,6 +88,7 @@ def load_weights(model: nn.Module, source: Source, *, head: bool = True, groups:
     keep = asked & fits
     if head and fits.issuperset(classifier):
         keep |= set(classifier)
+    _check_finite(weights, {name: state[name] for name in target if name in keep})
     if asked & fits:
         set_standardisation_eps(model, weights.standardisation_eps)
     lacking = absent.union(name for name in classifier if head and name not in state)
@@ -147,6 +149,16 @@ def _foreign(unknown: Sequence[str], model: nn.Module) -> list[str]:
     """Return those unknown names that are neither a classifier's nor a buffer the model computes."""
     computed = {name for name, _ in model.named_buffers()}
     return [name for name in unknown if name not in computed and not is_classifier(name, model)]
+
+
+def _check_finite(weights: LoadedWeights, kept: Mapping[str, Tensor]) -> None:
+    names = [name for name, tensor in kept.items() if not bool(tensor.isfinite().all())]
+    if names:
+        more = f", ... ({len(names)} in all)" if len(names) > 4 else ""
+        raise ModelError(
+            f"the weights of {weights.origin} are NaN or infinite in {', '.join(names[:4])}{more}",
+            hint="their training diverged, or 16 bits could not hold them: take an earlier checkpoint",
+        )
 
 
 def _check_fit(

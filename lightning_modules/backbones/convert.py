@@ -6,6 +6,9 @@ from torch import Tensor
 
 from lightning_modules.errors import ModelError
 
+# Where modules that train a net keep it: ours and many others' say `backbone`, most Lightning modules `model`.
+_PARTS = ("backbone.", "model.")
+
 
 def unwrap(name: str) -> str:
     """Strip what torch.compile (`_orig_mod.`, at any depth) and DDP (`module.`, in front) put into a name."""
@@ -19,14 +22,16 @@ def backbone_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the backbone under plain names.
 
     Where a state dict has a part `backbone.` (our tasks), that part is the backbone and everything else
-    (projection heads, text towers) is dropped; otherwise all of it is. Wrappers' prefixes go.
+    (projection heads, text towers) is dropped; likewise `model.` (other Lightning modules), and a part of a part.
+    Otherwise all of it is. Wrappers' prefixes go.
 
     Raises:
         ModelError: Two tensors have the same plain name.
     """
-    unwrapped = [(unwrap(name), tensor) for name, tensor in state.items()]
-    inside = [(name.removeprefix("backbone."), tensor) for name, tensor in unwrapped if name.startswith("backbone.")]
-    return unique((unwrap(name), tensor) for name, tensor in inside or unwrapped)
+    tensors = [(unwrap(name), tensor) for name, tensor in state.items()]
+    while part := next((part for part in _PARTS if any(name.startswith(part) for name, _ in tensors)), None):
+        tensors = [(unwrap(name.removeprefix(part)), tensor) for name, tensor in tensors if name.startswith(part)]
+    return unique(tensors)
 
 
 def unique(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

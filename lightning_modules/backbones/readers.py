@@ -23,7 +23,7 @@ ACCEPTED = (
     "local-dir:FOLDER as timm writes it, hf-hub:OWNER/NAME, or a timm name such as timm:resnetv2_50x1_bit.goog_in21k"
 )
 # Where training scripts keep the state dict inside a .pth; averaged weights first, as timm's own loader does.
-_STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,9 @@
 
 import difflib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -65,10 +67,13 @@ def _checkpoint_of_run(run: Path) -> Path:
         candidates = [run / named, checkpoints / Path(named).name]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
+        files = sorted(path for path in run.iterdir() if path.name.lower().endswith(tuple(READERS)))
         raise ModelError(
             f"{run} is not a run with weights: there is no {' or '.join(str(path) for path in candidates)}",
             valid=ACCEPTED,
-            hint="wait until the run has written a checkpoint, or name a file",
+            hint=f"did you mean {' or '.join(map(str, files[:3]))}?"
+            if files
+            else "wait until the run has written a checkpoint, or name a file",
         )
     return found
 
@@ -120,7 +125,8 @@ def _pretrained(
     timm reads the hub's pickles with `weights_only=True`.
     """
     try:
-        model = timm.create_model(name, pretrained=True)
+        with _quiet_hub():
+            model = timm.create_model(name, pretrained=True)
     except Exception as error:  # requests, huggingface_hub and the operating system each have their own
         reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
         folder = (repository or "").rpartition("/")[2]
@@ -136,6 +142,18 @@ def _pretrained(
     config = model_config(model)
     weights = LoadedWeights(dict(model.state_dict()), origin=origin)
     return with_facts(weights, {"backbone": config["architecture"], "mean": config["mean"], "std": config["std"]})
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub from logging each of its dozen attempts: what it raises at last says the same."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 _PREFIXES: dict[str, Callable[[str], LoadedWeights]] = {

@@ -104,6 +104,8 @@ def _inspect(options: argparse.Namespace) -> Iterator[str]:
     yield f"tensors       {', '.join(f'{count} {name}' for name, count in types.most_common())}"
     colours = f"{list(weights.mean)}, {list(weights.std)}" if weights.mean and weights.std else "not said"
     yield f"mean, std     {colours}"
+    if weights.standardisation_eps is not None:
+        yield f"epsilon       {weights.standardisation_eps:g} in weight standardisation"
     yield f"hash          {weights_hash(weights)}"
     fits = fitting(weights)
     if not fits:
