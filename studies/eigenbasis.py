@@ -142,6 +142,40 @@ class Eigenbasis:
             result[part] = (x @ self._turn - self._offset).square() @ factors
         return result
 
+    def left_out_errors(self, values: Tensor, factors: Tensor, groups: Tensor) -> Tensor:
+        """Squared errors of ridge fits where the image's whole group is left out, exactly, summed: float64 (A, C).
+
+        With H the matrix that maps values to fitted values, and e the residuals of the fit to all images, a group's are
+        (I - H_gg)^-1 e_g. Memory grows with the largest group.
+
+        Args:
+            values: Centred targets, float64 (n, C).
+            factors: 1 / (eigenvalue + penalty) of every penalty, float64 (r, A).
+            groups: Group of every image, int64 (n,); two at least.
+        """
+        projected = self.adjoint(values)
+        errors = values.new_zeros(factors.shape[1], values.shape[1])
+        order, sizes = groups.argsort(stable=True), groups.bincount()
+        starts = sizes.cumsum(0) - sizes
+        limit = min(CHUNK_ROWS, CHUNK_NUMBERS // self.width)
+        for size in sorted(set(sizes.tolist()) - {0}):
+            span = torch.arange(size, device=order.device)
+            for first in torch.split(starts[sizes == size], max(1, limit // size)):
+                rows = order[first[:, None] + span]  # (B, size)
+                z = self._turn_rows(rows.flatten()).reshape(*rows.shape, -1)
+                for a, factor in enumerate(factors.T):
+                    residuals = values[rows] - z @ (factor[:, None] * projected)
+                    u = torch.cat([z * factor.sqrt(), z.new_full((*rows.shape, 1), self.n**-0.5)], dim=2)  # u u' = H_gg
+                    errors[a] += _solve_less(u, residuals).square().sum(dim=(0, 1))
+        return errors
+
+    def _turn_rows(self, index: Tensor) -> Tensor:
+        """Z of some of the training images, (b, r)."""
+        if self._turned is not None:
+            return self._turned[index]
+        rows = Rows(self._rows.features, index if self._rows.index is None else self._rows.index[index])
+        return torch.cat([x @ self._turn - self._offset for _, x in rows.chunks()])
+
     def scores(self, rows: Rows, coefficients: Tensor) -> Tensor:
         """Z b of any images, treated by the training images' statistics: float64 (m, C) from (r, C)."""
         weights = self._turn @ coefficients
@@ -158,3 +192,13 @@ def _gram(rows: Rows, standardise: Standardisation) -> Tensor:
         x = standardise(x)
         gram += x.T @ x
     return gram
+
+
+def _solve_less(u: Tensor, values: Tensor) -> Tensor:
+    """(I - u u')^-1 v for u (B, s, k) and v (B, s, C), by way of the smaller of the s x s and the k x k matrix."""
+    wide = u.shape[1] <= u.shape[2]
+    matrix = torch.eye(min(u.shape[1:]), dtype=u.dtype, device=u.device) - (u @ u.mT if wide else u.mT @ u)
+    factor = torch.linalg.cholesky(matrix)
+    if wide:
+        return torch.cholesky_solve(values, factor)
+    return values + u @ torch.cholesky_solve(u.mT @ values, factor)

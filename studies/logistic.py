@@ -90,20 +90,21 @@ def linear(basis: Eigenbasis, coefficients: Tensor) -> Tensor:
     return basis.apply(coefficients[:-1].flatten(1)).reshape(shape) + coefficients[-1]
 
 
-def choose_strength(basis: Eigenbasis, targets: Tensor) -> Tensor:
+def choose_strength(basis: Eigenbasis, targets: Tensor, groups: Tensor | None = None) -> Tensor:
     """Choose a penalty from `STRENGTHS` for each problem by itself: the least log loss in stratified folds.
 
-    There are `FOLDS` folds, or as many as the smallest class has images. Features keep the statistics of the whole
-    episode.
+    There are `FOLDS` folds, or as many as the smallest class has images (or groups). Features keep the statistics of
+    the whole episode.
 
     Args:
         basis: The n training images.
-        targets: float64 (n, B, C) as in `fit_logistic`; every class, or both values of a label, at least twice.
+        targets: float64 (n, B, C) as in `fit_logistic`; every class, or both values of a label, in two groups at least.
+        groups: Group of every image, int64 (n,), which no fold divides; None where each is its own.
 
     Returns:
         float64 (B,); of equally good strengths the largest.
     """
-    folds = [_folds(targets[:, problem]) for problem in range(targets.shape[1])]
+    folds = [_folds(targets[:, problem], groups) for problem in range(targets.shape[1])]
     problem = torch.tensor([b for b, fold in enumerate(folds) for _ in range(int(fold.max()) + 1)])
     held_out = torch.cat([fold[:, None] == torch.arange(int(fold.max()) + 1) for fold in folds], dim=1)
     problem, held_out = problem.to(targets.device), held_out.to(targets.device)
@@ -118,17 +119,27 @@ def choose_strength(basis: Eigenbasis, targets: Tensor) -> Tensor:
     return strengths[torch.stack(losses).argmin(dim=0)]
 
 
-def _folds(targets: Tensor) -> Tensor:
-    """Number of the fold in which each image is held out, int64 (n,), from targets (n, C)."""
-    from sklearn.model_selection import StratifiedKFold
+def _folds(targets: Tensor, groups: Tensor | None) -> Tensor:
+    """Number of the fold in which each image is held out, int64 (n,), from targets (n, C) and groups (n,).
+
+    -1 where the others lack a class: groups of several classes cannot always be divided evenly.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     classes = (targets[:, 0] if targets.shape[1] == 1 else targets.argmax(dim=1)).long().cpu().numpy()
-    counts = np.bincount(classes)
-    splitter = StratifiedKFold(min(FOLDS, int(counts[counts > 0].min())), shuffle=True, random_state=FOLD_SEED)
+    owners = None if groups is None else groups.cpu().numpy()
+    units = classes if owners is None else np.unique(np.stack([classes, owners]), axis=1)[0]
+    counts = np.bincount(units)
+    kind = StratifiedKFold if owners is None else StratifiedGroupKFold
+    splitter = kind(min(FOLDS, int(counts[counts > 0].min())), shuffle=True, random_state=FOLD_SEED)
     folds = np.zeros(len(classes), dtype=np.int64)
-    for number, (_, held_out) in enumerate(splitter.split(classes, classes)):
+    lacking = []
+    for number, (rest, held_out) in enumerate(splitter.split(classes, classes, owners)):
         folds[held_out] = number
-    return torch.from_numpy(folds)
+        if owners is not None and len(np.unique(classes[rest])) < np.count_nonzero(counts):
+            lacking.append(number)
+    useless = np.isin(folds, lacking)
+    return torch.from_numpy(folds if useless.all() else np.where(useless, -1, folds))
 
 
 def _log_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,9 @@ from lightning_modules.metrics import EvaluationResult, evaluate
 from lightning_modules.thresholds import choose_thresholds
 from studies.runs import RunFolder, code_version
 
+SUBGROUPS = ("sex", "age", "view", "scanner", "site")
+"""Metadata that is kept beside the predictions (see `datamodules.table.METADATA`), to compare groups later."""
+
 
 def describe_run(
     model: BaseTask, data: BaseDataModule, weights_hash: str | None, seed: int, guard: str
@@ -29,7 +32,7 @@ def describe_run(
     shots = data.shots if data.shots is not None else "full"
     return {
         **model.describe(),
-        **_source(model),
+        **source_facts(model.weights),
         "weights_hash": weights_hash,
         "target": data.name,
         "shots": None if data.num_images is not None or data.fraction is not None else str(shots),
@@ -51,15 +54,15 @@ def describe_run(
     }
 
 
-def _source(model: BaseTask) -> dict[str, Any]:
-    """Where the weights come from: the run that trained them tells, otherwise their name has to do."""
-    if model.weights is None:
+def source_facts(weights: str | None) -> dict[str, Any]:
+    """Columns of result rows on weights: the run that trained them tells, otherwise their name has to do."""
+    if weights is None:
         return {"source": "scratch", "source_n": 0, "pretrain_seed": None}
-    path = Path(model.weights)
+    path = Path(weights)
     run = RunFolder(path.parent.parent if path.parent.name == "checkpoints" else path)
     summary = run.read_summary()
     if not summary:  # a file is named by its stem; a timm name keeps its tag, which says what it was trained on
-        name = path.stem if path.is_file() else model.weights
+        name = path.stem if path.is_file() else weights
         return {"source": name, "source_n": None, "method": None, "pretrain_seed": None}
     origin = summary.get("run", {})
     return {
@@ -137,8 +140,13 @@ def thresholds_of(result: EvaluationResult | None, model: BaseTask) -> dict[str,
 
 
 def write_predictions(folder: RunFolder, split: str, result: EvaluationResult, data: BaseDataModule) -> None:
-    """Replace one split's rows in `predictions.parquet`: id, group, split, labels and logits of every image."""
+    """Replace one split's rows in `predictions.parquet`: id, group, split, labels and logits of every image.
+
+    Of the columns `SUBGROUPS` those that the data set has are added as `meta/<name>`, so that a comparison of groups
+    needs the file alone.
+    """
     table = data.read_table()
+    known = [name for name in SUBGROUPS if name in table.metadata]
     labels = result.labels[:, None] if result.labels.ndim == 1 else result.labels
     names = ["label"] if result.labels.ndim == 1 else [f"label/{name}" for name in data.class_names]
     frame = pd.DataFrame(
@@ -148,6 +156,7 @@ def write_predictions(folder: RunFolder, split: str, result: EvaluationResult, d
             "split": split,
             **{name: labels[:, column] for column, name in enumerate(names)},
             **{f"logit/{name}": result.logits[:, column] for column, name in enumerate(data.class_names)},
+            **{f"meta/{name}": np.asarray(table.metadata[name])[result.index] for name in known},
         }
     )
     if folder.predictions.is_file():

@@ -2,23 +2,25 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from datamodules.base import BaseDataModule
-from datamodules.errors import DataError
+from datamodules.errors import DataError, shorten
 from lightning_modules.backbones.checkpoints import read_weights
 from lightning_modules.metrics import ranking
 from studies import guard
-from studies.episodes import Episode, draw_episodes
-from studies.features import FeatureSet, extract_features
+from studies.episodes import Episode, draw_episodes, labelled
+from studies.features import FeatureSet, choose_device, extract_features
+from studies.outcome import source_facts
 from studies.probe_heads import HEADS, Head
-from studies.runs import RunFolder, code_version
+from studies.runs import code_version
 
 RANDOM = "scratch"
 """Name of a network without weights: random features, the baseline of all gains."""
@@ -67,16 +69,21 @@ def run_probe(
         tell: Takes a line on each thing that begins.
 
     Raises:
-        DataError: The data set draws a few-shot set itself, a head is unknown, or a source has seen test images.
+        DataError: The data set draws a few-shot set itself, a head is unknown, a class has too few images, nothing can
+            be judged, a source has seen test images, or an architecture is not known.
+        ModelError: Weights cannot be read.
     """
+    unknown = [name for name in plan.heads if name not in HEADS]
+    if unknown or len(set(plan.heads)) < len(plan.heads):
+        raise DataError(f"heads are {shorten(plan.heads)}", where="--heads", valid=f"different ones of {list(HEADS)}")
+    on = choose_device(plan.device)
     episodes, train, judged = _draw(data, plan)
     table = data.read_table()
     labels, truth = torch.from_numpy(table.labels[train]), table.labels[judged]
-    for name, source in weights.items():
+    patients = torch.from_numpy(pd.factorize(table.groups[train])[0]) if table.grouped else None
+    candidates = [(name, source, *_examine(source, data, plan)) for name, source in weights.items()]
+    for name, source, backbone, note in candidates:
         tell(f"{name}: {len(train) + len(judged)} images")
-        note = guard.guard(source, data)
-        # A backbone is meant for weights that do not say theirs.
-        backbone = None if source is not None and read_weights(source).architecture else plan.backbone
         net: Any = {"backbone": backbone, "groups": plan.groups, "batch_size": plan.batch_size, "device": plan.device}
         fitted, held_out = (extract_features(source, data, rows, **net) for rows in (train, judged))
         for group, features in fitted.items():
@@ -85,23 +92,36 @@ def run_probe(
                 "architecture": features.architecture,
                 "weights_hash": features.weights_hash if source is not None else None,
                 "transfer_depth": features.depth,
+                "granularity": "block" if group.startswith("block") else "coarse",
                 "guard": note,
                 "n_test": len(judged),
             }
-            pool, test = (_tensor(found[group], plan.device) for found in (fitted, held_out))
+            pool, test = (_tensor(found[group], on) for found in (fitted, held_out))
             for head in plan.heads:
                 tell(f"{name}, {group}, {head}: {len(episodes)} episodes")
                 for episode in episodes:
-                    scores = _score(HEADS[head], episode, pool, labels, test, data)
+                    scores = _score(HEADS[head], episode, pool, labels, test, patients, data)
                     facts = {"shots": episode.shots, "seed": episode.seed, "n_train": len(episode.rows)}
-                    found = probe_metrics(scores, truth, data.task, data.class_names)
-                    for (metric, class_name), value in found.items():
+                    values = probe_metrics(scores, truth, data.task, data.class_names)
+                    for (metric, class_name), value in values.items():
                         row = {"protocol": f"probe {head}", "metric": metric, "class_name": class_name, "value": value}
                         yield {**common, **facts, **row}
 
 
+def _examine(source: str | None, data: BaseDataModule, plan: Plan) -> tuple[str | None, str]:
+    """Architecture that a candidate needs to be told, and what the guard says: all mistakes before the first image."""
+    stated = read_weights(source).architecture if source is not None else None
+    if stated is None and plan.backbone is None:
+        raise DataError(
+            f"the weights {source} do not say which net they belong to" if source else f"{RANDOM} needs a net",
+            where="--backbone",
+            hint="name the timm model, such as --backbone resnet50; `python cli.py list models` shows the tested ones",
+        )
+    return None if stated else plan.backbone, guard.guard(source, data)
+
+
 def _draw(data: BaseDataModule, plan: Plan) -> tuple[list[Episode], np.ndarray, np.ndarray]:
-    """Episodes, the table rows that they are drawn from, and the rows that the heads are judged on."""
+    """Episodes, the labelled table rows that they are drawn from, and the rows that the heads are judged on."""
     if data.shots not in (None, "full") or data.num_images is not None or data.fraction is not None:
         raise DataError(
             "the data set draws a part of its training images, and a probe draws its episodes itself",
@@ -113,19 +133,35 @@ def _draw(data: BaseDataModule, plan: Plan) -> tuple[list[Episode], np.ndarray, 
     if not len(judged):
         raise DataError(f"{data.name} has no {plan.split} images", valid="a split that is not empty")
     table = data.read_table()
+    if not probe_metrics(np.zeros((len(judged), data.num_classes)), table.labels[judged], data.task, data.class_names):
+        wanted = "known labels" if data.task == "multiclass" else "a label that is both 0 and 1"
+        raise DataError(
+            f"nothing can be judged on the {len(judged)} {plan.split} images of {data.name}: they lack {wanted}",
+            where="--split",
+            hint="choose the other of test and validation, or a larger one (--data.val_fraction, --data.test_fraction)",
+        )
     groups = table.groups[train] if table.grouped else None
     rules: Any = {"one_per_group": data.one_per_group, "on_small": data.on_small}
     drawn = draw_episodes(table.labels[train], groups, plan.shots, range(plan.seeds), data.class_names, **rules)
-    return drawn, train, judged
+    # Unlabelled images are in no episode: their features need no place. The draws stay those of a training run.
+    used = labelled(table.labels[train])
+    return [replace(one, rows=np.searchsorted(used, one.rows)) for one in drawn], train[used], judged
 
 
 def _score(
-    head: Head, episode: Episode, pool: Tensor, labels: Tensor, test: Tensor, data: BaseDataModule
+    head: Head,
+    episode: Episode,
+    pool: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    patients: Tensor | None,
+    data: BaseDataModule,
 ) -> np.ndarray:
     """Fit a head on an episode and score the test images, (m, C)."""
     chosen = torch.from_numpy(episode.rows)
     mine = pool if len(chosen) == len(pool) else pool[chosen]  # no copy of a pool that may not fit twice
-    result = head(mine, labels[chosen], test, num_classes=data.num_classes, task=data.task)
+    groups = None if patients is None else patients[chosen]
+    result = head(mine, labels[chosen], test, num_classes=data.num_classes, task=data.task, groups=groups)
     scores: np.ndarray = result.scores.cpu().numpy()
     return scores
 
@@ -147,6 +183,8 @@ def probe_metrics(
     """
     if task == "multiclass":
         known = labels >= 0
+        if not known.any():
+            return {}
         right = scores[known].argmax(axis=1) == labels[known]
         sizes = np.bincount(labels[known], minlength=len(class_names))
         hits = np.bincount(labels[known], right, minlength=len(class_names))
@@ -167,30 +205,33 @@ def probe_metrics(
 
 
 def name_weights(weights: Sequence[str]) -> dict[str, str | None]:
-    """Short, different names of weights: a run's or file's name, with as much of its folder as tells them apart."""
+    """Short, different names of weights: a run's or file's name, with as much of its path as tells them apart."""
     names: dict[str, str | None] = {}
+    seen: set[str] = set()
     for text in weights:
         path = Path(text)
-        parts = [*path.parts[:-1], path.name if path.is_dir() else path.stem] if path.exists() else [text]
-        name = next(
-            (name for count in range(1, len(parts) + 1) if (name := "/".join(parts[-count:])) not in names), None
-        )
-        if name is None:
+        place, choices = text, [text]
+        if text != RANDOM and path.exists():
+            place = str(path.resolve())
+            short = [*path.parts[:-1], path.name if path.is_dir() else path.stem]
+            choices = ["/".join(short[-count:]) for count in range(1, len(short) + 1)] + [text]
+        if place in seen:
             raise DataError(f"weights {text!r} are given twice", where="--weights")
+        seen.add(place)
+        name = next(name for name in choices if name not in names and (name != RANDOM or text == RANDOM))
         names[name] = None if text == RANDOM else text
     return names
 
 
 def _columns(data: BaseDataModule, name: str, source: str | None, plan: Plan) -> dict[str, Any]:
     """Columns of the rows that data and candidate decide."""
-    origin = RunFolder(Path(source)).read_summary().get("run", {}) if source and Path(source).is_dir() else {}
     return {
+        **source_facts(source),
         "study": "probe",
         "run": name,
-        "source": name,
-        "source_n": origin.get("n_train"),
-        "method": origin.get("method"),
+        "source": name,  # different for all candidates
         "target": data.name,
+        "fold": data.fold if data.folds is not None else None,
         "selection": f"judged on {plan.split}",
         "image_size": data.image_size,
         "split_policy": data.split_policy,
@@ -200,9 +241,8 @@ def _columns(data: BaseDataModule, name: str, source: str | None, plan: Plan) ->
     }
 
 
-def _tensor(features: FeatureSet, device: str | None) -> Tensor:
+def _tensor(features: FeatureSet, device: torch.device) -> Tensor:
     """Features on the device; on the CPU without a copy, however large the file is."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(features.values).to(device)

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -25,8 +24,10 @@ from lightning_modules.backbones.factory import classifier_names, create_backbon
 from lightning_modules.backbones.features import FeatureReader, group_features, group_widths
 from lightning_modules.backbones.layers import layer_groups
 from lightning_modules.errors import ModelError
+from studies import feature_key as keys
 from studies import features as studied
-from studies.features import build_net, extract_features, feature_key
+from studies.feature_key import feature_key
+from studies.features import build_net, extract_features
 from tests.data.images import write_image
 
 ARCHITECTURE = "test_resnet"
@@ -259,13 +260,21 @@ def test_a_changed_file_changes_the_key_of_its_own_row_only(folder):
     assert [key_of(folder, rows=[row]) == key for row, key in enumerate(before)] == [False, True]
 
 
+def test_processes_find_the_same_key(folder, monkeypatch):
+    monkeypatch.setattr(keys, "KEY_ROWS", 2)
+    here = key_of(folder, rows=(0, 1, 2, 5))
+    monkeypatch.setattr(keys, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(keys, "usable_cores", lambda: 2)
+    assert key_of(folder, rows=(0, 1, 2, 5)) == here
+
+
 def test_rendered_images_enter_the_key_by_their_pixels():
     """Their paths are the same in every world."""
     net, rows = build_net(None, ARCHITECTURE)[0], np.arange(40)
     sets = [{}, {}, {"world": 1}, {"role": "target", "similarity": 0.95}, {"role": "target", "similarity": 0.9}]
-    keys = [feature_key(net, synthetic(**settings), rows) for settings in sets]
-    assert keys[0] == keys[1]
-    assert len(set(keys)) == 4
+    found = [feature_key(net, synthetic(**settings), rows) for settings in sets]
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
 
 
 def slowed(monkeypatch, seconds, log):
@@ -382,14 +391,3 @@ def test_the_architecture_comes_from_the_weights_or_the_user(cache, tmp_path):
     assert len(list(cache.iterdir())) == 1  # the same net from another file
     with pytest.raises(DataError, match="are of test_resnet, not of test_vit"):
         extract_features(str(tmp_path / "run.ckpt"), data, rows, backbone="test_vit")
-
-
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    count, width = 20_000, 512  # 41 MB
-    batches = ({"stem": np.full((100, width), number, np.float32)} for number in range(count // 100))
-    tracemalloc.start()
-    studied._write({"stem": tmp_path / "stem.npy"}, batches, count)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 4e6
-    np.testing.assert_array_equal(np.load(tmp_path / "stem.npy")[::100, 0], np.arange(200))

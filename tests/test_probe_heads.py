@@ -19,6 +19,13 @@ DEVICES = [
 ]
 # n, D: more images than features, fewer, and as many.
 SHAPES = [(90, 12), (40, 150), (30, 30)]
+# What is used where nothing can be chosen, by the number of features.
+DEFAULTS = {
+    "ridge": lambda width: (float(width),),
+    "logistic": lambda width: (width / 4,),
+    "prototype": lambda _: None,
+    "knn": lambda _: (1.0,),
+}
 
 
 def make_data(n, width, classes=3, seed=0, m=50, noise=2.0):
@@ -35,10 +42,11 @@ def make_data(n, width, classes=3, seed=0, m=50, noise=2.0):
     return draw(train), train, draw(test), test
 
 
-def run(head, x, y, test, *, task="multiclass", device="cpu"):
+def run(head, x, y, test, *, task="multiclass", device="cpu", groups=None):
     classes = int(y.max()) + 1 if task == "multiclass" else y.shape[1]
     tensors = [torch.from_numpy(a).to(device) for a in (x, y, test)]
-    result = HEADS[head](*tensors, num_classes=classes, task=task)
+    groups = None if groups is None else torch.from_numpy(groups)
+    result = HEADS[head](*tensors, num_classes=classes, task=task, groups=groups)
     assert result.scores.device.type == device
     return result.scores.cpu().numpy(), result.regularisation
 
@@ -221,7 +229,7 @@ def test_one_image_a_class(head):
     x, y, test, truth = make_data(30, 40, 5, m=200, noise=0.5)
     first = np.unique(y, return_index=True)[1]
     scores, chosen = run(head, x[first], y[first], test)
-    assert chosen == {"ridge": (40.0,), "logistic": (10.0,), "prototype": None, "knn": (1.0,)}[head]
+    assert chosen == DEFAULTS[head](40)
     assert (scores.argmax(axis=1) == truth).mean() > 0.7
     pair, _ = run(head, x[first[:2]], as_label(y[first[:2]]), test, task="binary")
     own = (truth == 0) | (truth == 1)

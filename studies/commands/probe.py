@@ -66,7 +66,9 @@ def show_summary(summary: "pd.DataFrame") -> None:
         for mean, low, high in zip(part["mean"], part["low"], part["high"], strict=True)
     ]
     keys = ["source", "transfer_depth", "protocol"]
-    part = part.assign(cell=cells, transfer_depth=part["transfer_depth"].astype(str))
+    blocks = part["granularity"].eq("block").fillna(False).astype(bool)
+    depth = part["transfer_depth"].astype(str).mask(blocks, part["transfer_depth"].astype(str) + " (blocks)")
+    part = part.assign(cell=cells, transfer_depth=depth)
     table = part.pivot(index=keys, columns="shots", values="cell")[list(dict.fromkeys(part["shots"]))].fillna("–")
     table = table.reset_index().rename(columns={"transfer_depth": "depth"})
     show(f"{metric.replace('_', ' ')} in percent, mean and 95 % interval over episodes", table)
@@ -76,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cli.py probe",
         description="Few-shot probes of frozen features. Each image passes through the net once (features are kept in "
-        "$FARSHOT_CACHE); an episode is then one small fit, its regularisation chosen inside it. All weights see the "
-        "same episodes, so that differences are paired.",
+        "$FARSHOT_CACHE, up to $FARSHOT_CACHE_GB); an episode is then one small fit, its regularisation chosen inside "
+        "it. All weights see the same episodes, so that differences are paired.",
         epilog=DATA_EPILOG,
     )
     parser.add_argument("--data", required=True, metavar="TARGET", help="data set: a class name, or a YAML file")
@@ -97,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
