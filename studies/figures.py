@@ -36,6 +36,7 @@ RC: Any = {
     "grid.linewidth": 0.6,
     "text.parse_math": False,  # a name may hold a dollar sign
     "svg.hashsalt": "farshot",  # else every SVG has new random ids
+    "pdf.fonttype": 42,  # TrueType: journals turn away the default, Type 3
 }
 
 
@@ -85,7 +86,7 @@ def few_shot_curves(
     longest = max(len(name) for name in styles)
     width = 4.3 + 0.065 * longest if single else (3.2 if columns < 3 else 2.3) * columns + 0.5
     panel_width = (4.0 if single else 0.8 * width / columns) * 72  # points
-    titles = {panel: _wrap("\n".join(filter(None, panel)), panel_width) for panel in places}
+    titles = {panel: wrap("\n".join(filter(None, panel)), panel_width) for panel in places}
     height = (
         3.1
         if single
@@ -116,12 +117,12 @@ def few_shot_curves(
                 axes.set_ylabel(f"{name} (%)")
             if (row + 1, column) not in places.values():
                 axes.set_xlabel("shots per class")
-            named = single and _label_ends(figure, axes, ends, styles)
+            named = single and label_ends(figure, axes, ends, styles)
         if not named:
             lines = {**styles, **({"chance": CHANCE} if guesses else {})}
             fitting = max(1, int(width * 72 / (0.56 * LABEL_SIZE * longest + 36)))
             figure.set_size_inches(width, height * rows + 0.2 * math.ceil(len(lines) / fitting))
-            _legend(figure, lines, fitting)
+            legend(figure, lines, fitting)
         figure.draw_without_rendering()
         figure.set_layout_engine(None)  # the layout is done: the same in every file, and not paid for again
     return figure
@@ -173,15 +174,16 @@ def spread_labels(wanted: Sequence[float], distance: float, low: float = 0.0, hi
     return placed
 
 
-def save(figure: "Figure", path_stem: Path | str) -> tuple[Path, Path]:
-    """Write `<path_stem>.png` (200 dpi) and `.svg`, without dates or random ids; return both paths."""
+def save(figure: "Figure", path_stem: Path | str) -> tuple[Path, Path, Path]:
+    """Write `<path_stem>.png` (200 dpi), `.svg` and `.pdf`, without dates or random ids; return their paths."""
     import matplotlib
 
-    png, svg = Path(f"{path_stem}.png"), Path(f"{path_stem}.svg")
+    png, svg, pdf = (Path(f"{path_stem}.{kind}") for kind in ("png", "svg", "pdf"))
     with matplotlib.rc_context(RC):
         figure.savefig(png, dpi=200, facecolor="white")
         figure.savefig(svg, facecolor="white", metadata={"Date": None})
-    return png, svg
+        figure.savefig(pdf, facecolor="white", metadata={"CreationDate": None})
+    return png, svg, pdf
 
 
 def _series_styles(summary: pd.DataFrame, colours: Mapping[str, str], baseline: str) -> dict[str, dict[str, Any]]:
@@ -276,40 +278,51 @@ def _decorate_shots(axes: "Axes", positions: Mapping[str, float], width: float) 
             )  # fmt: skip
 
 
-def _label_ends(
+def label_ends(
     figure: "Figure",
     axes: "Axes",
     ends: Mapping[str, tuple[float, float]],
     styles: Mapping[str, Mapping[str, Any]],
 ) -> bool:
-    """Name each line at the right edge, moved apart where names would touch; False where they do not fit."""
+    """Name each line at the right edge, moved apart where names would touch; False where they do not fit.
+
+    Args:
+        figure: The figure, whose layout is settled first.
+        axes: Its only panel.
+        ends: Name → last point of the line, in the units of the axes.
+        styles: Name → line style with "color"; grey for a name that has none.
+    """
+    if not ends:
+        return False
     figure.draw_without_rendering()  # settles the layout, so that the panel's height is known
     height = axes.get_window_extent().height * 72 / figure.dpi
-    bottom, top = axes.get_ylim()
-    wanted = [(y - bottom) / (top - bottom) for _, y in ends.values()]
-    placed = spread_labels(wanted, 1.3 * LABEL_SIZE / height, 0.02, 0.98)
+    # Fractions of the panel, which place names alike on linear and on log axes.
+    last = axes.transAxes.inverted().transform(axes.transData.transform(list(ends.values())))
+    placed = spread_labels(last[:, 1].tolist(), 1.3 * LABEL_SIZE / height, 0.02, 0.98)
     if placed is None:
         return False
-    left, right = axes.get_xlim()
-    for (name, point), place in zip(ends.items(), placed, strict=True):
+    for name, (x, y), place in zip(ends, last, placed, strict=True):
         colour = styles.get(name, CHANCE)["color"]
-        x, y = right + 0.02 * (right - left), bottom + float(place) * (top - bottom)
-        axes.plot([point[0], x], [point[1], y], color=colour, linewidth=0.6, alpha=0.6, clip_on=False, zorder=2)
+        axes.plot(
+            [x, 1.02], [y, place], color=colour, linewidth=0.6, alpha=0.6, clip_on=False, zorder=2,
+            transform=axes.transAxes,
+        )  # fmt: skip
         axes.text(
-            x + 0.01 * (right - left), y, name, va="center_baseline", fontsize=LABEL_SIZE,
+            1.03, place, name, va="center_baseline", fontsize=LABEL_SIZE, transform=axes.transAxes,
             color="black" if colour == PALETTE[-1] else colour,
         )  # fmt: skip
     return True
 
 
-def _legend(figure: "Figure", styles: Mapping[str, Mapping[str, Any]], columns: int) -> None:
+def legend(figure: "Figure", styles: Mapping[str, Mapping[str, Any]], columns: int) -> None:
+    """Name lines above all panels, so many beside each other."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=name, markersize=4.6, **style) for name, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False)
 
 
-def _wrap(text: str, width: float) -> str:
+def wrap(text: str, width: float) -> str:
     """Break long titles to the panel's width in points."""
     letters = max(12, int(width / (0.56 * RC["axes.titlesize"])))
     return "\n".join(textwrap.fill(line, letters) for line in text.split("\n"))

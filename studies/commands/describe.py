@@ -15,21 +15,9 @@ from datamodules.errors import DataError
 from studies import description, display
 from studies.data_argument import read_data
 from studies.parsing import ReadableParser
+from studies.tables import to_latex
 
 WIDTH = 100  # letters of a line: the tables are made for it, whatever the terminal
-LATEX = str.maketrans(
-    {
-        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "±": r"$\pm$",
-        "–": "--",
-    }
-)
 
 
 def run(words: Sequence[str]) -> None:
@@ -142,16 +130,3 @@ def show(title: str, frame: pd.DataFrame, texts: int = 1) -> None:
     for cells in frame.itertuples(index=False):
         grid.add_row(*(Text(cell) for cell in cells))
     Console(width=WIDTH, highlight=False).print(grid)
-
-
-def to_latex(frame: pd.DataFrame, caption: str) -> str:
-    """A table of booktabs; every text is escaped, indented lines stay indented."""
-
-    def escape(text: str) -> str:
-        inner = text.lstrip(" ")
-        return (r"\quad " if inner != text else "") + inner.translate(LATEX)
-
-    escaped = frame.map(escape).rename(columns=escape)
-    columns = "l" + "r" * (frame.shape[1] - 1)
-    text: str = escaped.to_latex(index=False, escape=False, caption=escape(caption), column_format=columns)
-    return f"% \\usepackage{{booktabs}}\n{text}"
