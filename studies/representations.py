@@ -154,7 +154,9 @@ def neighbours(x: np.ndarray, k: int, groups: np.ndarray | None = None) -> np.nd
     n = len(x)
     others = n - (1 if groups is None else int(np.unique(groups, return_counts=True)[1].max()))
     if not 1 <= k <= others:
-        raise DataError(f"no {k} neighbours among {others} other images", valid=f"1 to {others}")
+        raise DataError(
+            f"no {k} neighbours among {others} other images", valid=f"1 to {others}", hint="take more images"
+        )
     rng = np.random.default_rng(0)
     found = np.empty((n, k), dtype=np.int64)
     for rows, distances in _distances(x):
@@ -296,7 +298,7 @@ def _distances(x: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 
     Squared distances without the row's own square: the order within a row does not need it. Infinite to themselves.
     """
-    x = np.asarray(x, dtype=np.float64)
+    x = x - np.asarray(x[0], dtype=np.float64)  # a common offset would cancel; one image's is exact, so that ties stay
     squares = np.einsum("nd,nd->n", x, x)
     for rows in _chunks(len(x), len(x)):
         distances = (-2 * x[rows]) @ x.T

@@ -1,7 +1,8 @@
 """How well features would transfer to labels, without training a network: LogME, LEEP, neighbours, linear probe.
 
-Labels are int64 (N,) classes, or float32 (N, L) with 1 / 0 / NaN = unknown: of those every label is scored over its
-known rows, and labels with one value alone are left out of the mean. Pure functions; higher is better for all of them.
+Labels are int64 (N,) classes, or float32 (N, L) with 1 / 0 / NaN = unknown (soft ones count from 0.5): of those every
+label is scored over its known rows, and labels with one value alone are left out of the mean. Pure functions; higher is
+better for all of them.
 """
 
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ FOLDS = 5
 VARIANCE = 0.8  # of the features, kept by the PCA of N-LEEP (Li et al. 2021)
 COMPONENTS_PER_CLASS = 5  # of its Gaussian mixture (Li et al. 2021)
 MIN_PER_COMPONENT = 5  # images: smaller sets get fewer components
-ITERATIONS, TOLERANCE = 500, 1e-9  # of the fixed point; evidence in nats an image
+RATIOS = np.log(10) * np.arange(-14, 10.5, 0.5)
+"""Where the search for log(α / β) may start, features scaled to a largest eigenvalue of 1: no noise to no signal."""
+STEPS = 25  # of the golden section: the evidence is then right to 1e-9 nats
 CHUNK = 4096  # images
 
 
@@ -27,7 +30,8 @@ def logme(features: np.ndarray, labels: np.ndarray) -> float:
     """Log marginal likelihood of the labels under a Bayesian linear regression (You et al., arXiv 2102.11005).
 
     Each class against the rest (or each label) is a target in {0, 1}, y ~ N(Fw, 1/β) with w ~ N(0, 1/α); α and β
-    maximise the evidence by the fixed point of MacKay. No intercept and no standardisation, as in the paper.
+    maximise the evidence: β in closed form, their ratio by a search. (The paper's fixed point may end in a lower
+    maximum where there are more features than images.) No intercept and no standardisation, as in the paper.
 
     Args:
         features: (N, D).
@@ -76,7 +80,7 @@ def leep(probabilities: np.ndarray, labels: np.ndarray) -> float:
     scores = []
     for column in targets.T:
         known = ~np.isnan(column)
-        scores.append(_leep(probabilities[known], (column[known] > 0.5).astype(np.int64)))
+        scores.append(_leep(probabilities[known], column[known].astype(np.int64)))
     return float(np.mean(scores))
 
 
@@ -171,22 +175,23 @@ def probe_score(
 
     from studies.probe_heads import ridge
 
-    _targets(features, labels)
+    targets = _targets(features, labels)
     scores = []
     for test in _folds(labels, groups, folds, seed):
         train = np.setdiff1d(np.arange(len(labels)), test)
         inside, outside = (torch.from_numpy(np.array(features[rows])) for rows in (train, test))
         if labels.ndim == 2:
-            task: Task = "binary" if labels.shape[1] == 1 else "multilabel"
-            known = torch.from_numpy(labels[train])
-            found = ridge(inside, known, outside, num_classes=labels.shape[1], task=task).scores
-            scores.append(_mean_auroc(found.numpy(), labels[test]))
+            task: Task = "binary" if targets.shape[1] == 1 else "multilabel"
+            known = torch.from_numpy(targets[train])
+            found = ridge(inside, known, outside, num_classes=targets.shape[1], task=task).scores
+            scores.append(_mean_auroc(found.numpy(), targets[test]))
         else:
             present, codes = np.unique(labels[train], return_inverse=True)
             classes = torch.from_numpy(codes.astype(np.int64))
             found = ridge(inside, classes, outside, num_classes=len(present), task="multiclass").scores
             scores.append(float((present[found.numpy().argmax(axis=1)] == labels[test]).mean()))
-    return float(np.nanmean(scores))
+    defined = [score for score in scores if score == score]  # a fold may hold one value of each label
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,8 +212,8 @@ def _targets(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         classes, places = np.unique(labels, return_inverse=True)
         targets = np.eye(len(classes))[places]
     else:
-        targets = np.asarray(labels, dtype=np.float64)
-    positive, negative = (targets > 0.5).any(axis=0), (targets <= 0.5).any(axis=0)
+        targets = np.where(np.isnan(labels), np.nan, labels >= 0.5)
+    positive, negative = (targets == 1).any(axis=0), (targets == 0).any(axis=0)
     if not (positive & negative).any():
         raise DataError(
             "the images have no label with two values", valid="two classes, or positives and negatives of a label",
@@ -234,25 +239,24 @@ def _evidence(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
     kept = values > values[-1] * max(n, d) * np.finfo(np.float64).eps
     sigma = values[kept, None]
     squares = (vectors[:, kept].T @ cross) ** 2 / (sigma if d <= n else 1.0)  # of the targets along each direction
+    sigma = sigma / values[-1] if kept.any() else sigma  # the features' scale is a matter of α alone
     total = (targets**2).sum(axis=0)
-    rest = np.maximum(total - squares.sum(axis=0), 0.0)
-    floor = 1e-12 * total  # keeps a perfect fit and a hopeless one finite
-    alpha = beta = np.ones(targets.shape[1])
-    before = np.full(targets.shape[1], -np.inf)
-    for _ in range(ITERATIONS):
-        ratio = alpha / beta
-        shrink = sigma / (sigma + ratio)
-        weights = np.maximum((shrink**2 * squares / sigma).sum(axis=0), np.finfo(np.float64).tiny)
-        errors = np.maximum(((1 - shrink) ** 2 * squares).sum(axis=0) + rest, floor)
-        volume = np.log1p(sigma / ratio).sum(axis=0)
-        evidence = (n * np.log(beta / (2 * np.pi)) - volume - beta * errors - alpha * weights) / (2 * n)
-        if (abs(evidence - before) < TOLERANCE).all():
-            break
-        before = evidence
-        effective = shrink.sum(axis=0)
-        alpha = np.minimum(effective / weights, 1e30)
-        beta = (n - effective) / errors
-    return np.asarray(evidence)
+    rest = np.maximum(total - squares.sum(axis=0), 1e-12 * total)  # a perfect fit stays finite
+
+    def evidence(log_ratio: np.ndarray) -> np.ndarray:
+        """With the best β for log(α / β), (L,) or (1,) for all targets."""
+        noise = 1 / (1 + sigma * np.exp(-log_ratio))  # share of the noise in the variance along each direction
+        variance = ((noise * squares).sum(axis=0) + rest) / n
+        return np.asarray(-0.5 * (np.log(2 * np.pi * variance) + 1 - np.log(noise).sum(axis=0) / n))
+
+    start = RATIOS[np.stack([evidence(RATIOS[[place]]) for place in range(len(RATIOS))]).argmax(axis=0)]
+    low, high = start - (RATIOS[1] - RATIOS[0]), start + (RATIOS[1] - RATIOS[0])
+    golden = (np.sqrt(5) - 1) / 2
+    for _ in range(STEPS):
+        inner, outer = high - golden * (high - low), low + golden * (high - low)
+        rises = evidence(inner) < evidence(outer)
+        low, high = np.where(rises, inner, low), np.where(rises, high, outer)
+    return evidence((low + high) / 2)
 
 
 def _leep(probabilities: np.ndarray, classes: np.ndarray) -> float:
@@ -273,7 +277,10 @@ def _folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, seed: int)
     """Rows of each test fold: classes spread evenly, groups held together."""
     owners = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     if folds > owners.max() + 1:
-        raise DataError(f"{owners.max() + 1} patients cannot make {folds} folds", valid="as many patients as folds")
+        what = "images" if groups is None else "patients"
+        raise DataError(
+            f"{owners.max() + 1} {what} cannot make {folds} folds", valid=f"{folds} or more", hint="take more images"
+        )
     order = np.random.default_rng(seed).permutation(owners.max() + 1)
     key = np.zeros(len(order), dtype=np.int64)
     if labels.ndim == 1:

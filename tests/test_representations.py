@@ -249,3 +249,8 @@ def test_bad_features_are_errors():
         minibatch_cka([])
     with pytest.raises(DataError, match="no 30 neighbours among 29"):
         neighbourhood_overlap(a, a, 30)
+
+
+def test_neighbours_of_features_far_from_zero():
+    a = (1e6 + draw(200, 300)).astype(np.float32)
+    assert information_imbalance(a, a[:, :150]) == pytest.approx(slow_imbalance(a, a[:, :150]), abs=1e-12)

@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from datamodules.errors import DataError
 from studies.ranking import achievements, judge, orderings, setting_name
-from studies.results import rows_to_frame
+from studies.results import ResultsError, rows_to_frame
 from studies.transferability import _folds, knn_score, leep, logme, n_leep, probe_score
 
 
@@ -324,3 +324,67 @@ def test_training_from_scratch_is_a_candidate_in_every_protocol():
     ]
     found = achievements(rows_to_frame(rows), "far", ["scratch", "h1"]).set_index("protocol")
     assert found.loc["finetune", ["scratch", "h1"]].tolist() == [0.3, 0.5]
+
+
+def test_scratch_is_a_candidate_at_every_depth_and_nets_with_other_numbers_of_groups_meet():
+    shared = {"target": "far", "metric": "accuracy", "shots": "5", "seed": 0, "study": "s", "granularity": "coarse"}
+    rows = [
+        {**shared, "architecture": net, "source": "scratch", "protocol": "scratch", "frozen_depth": 0, "value": value}
+        for net, value in (("r", 0.1), ("v", 0.2))
+    ]
+    for net, name, groups, value in (("r", "h1", 5, 0.3), ("v", "h2", 13, 0.4)):
+        own = {**shared, "architecture": net, "source": net, "weights_hash": name, "value": value}
+        rows += [{**own, "protocol": "linear_probe", "frozen_depth": groups}]
+        rows += [{**own, "protocol": f"frozen {k}", "transfer_depth": k, "frozen_depth": k} for k in (1, 2)]
+    frame = rows_to_frame(rows)
+    found = achievements(frame, "far", ["scratch", "h1", "h2"], backbone="r").set_index("protocol")
+    assert sorted(found.index) == ["frozen 1", "frozen 2", "linear_probe"]
+    assert found[["scratch", "h1", "h2"]].to_numpy().tolist() == [[0.1, 0.3, 0.4]] * 3
+    with pytest.raises(ResultsError, match=r"by architecture: r, v(.|\n)*--backbone"):
+        achievements(frame, "far", ["scratch", "h1", "h2"])
+    blocks = frame.assign(granularity="block", value=0.9)
+    mixed = achievements(pd.concat([frame, blocks]), "far", ["h1", "h2"])
+    assert len(mixed) == 6
+    assert "transfer depth 1 blocks, frozen depth 1 blocks" in " ".join(
+        setting_name(row) for _, row in mixed.iterrows()
+    )
+
+
+def test_candidates_are_compared_on_the_seeds_they_share_and_nothing_is_averaged_that_differs():
+    shared = {"target": "far", "metric": "accuracy", "shots": "5", "protocol": "finetune", "source": "x", "cell": "c"}
+    rows = [
+        {**shared, "weights_hash": name, "seed": seed, "value": value + seed / 10}
+        for name, value, seeds in (("h1", 0.2, 4), ("h2", 0.3, 2))
+        for seed in range(seeds)
+    ]
+    found = achievements(rows_to_frame(rows), "far", ["h1", "h2"])
+    assert found[["h1", "h2"]].iloc[0].tolist() == pytest.approx([0.25, 0.35])
+    with pytest.raises(ResultsError, match=r"2 results of one candidate(.|\n)*by cell: c, d(.|\n)*seed 0"):
+        achievements(rows_to_frame([*rows, {**rows[0], "cell": "d", "value": 0.9}]), "far", ["h1", "h2"])
+
+
+def test_soft_labels_count_from_one_half():
+    features, labels = clusters(90)
+    hard = np.stack([labels == 0, labels == 1], axis=1).astype(np.float32)
+    soft = np.where(hard > 0, 0.7, 0.0).astype(np.float32)
+    soft[4] = hard[4]
+    for score in (logme, n_leep, knn_score, probe_score):
+        assert score(features, soft) == pytest.approx(score(features, hard), abs=1e-9)
+
+
+def test_logme_finds_the_global_maximum_at_any_scale():
+    """Fewer images than features, where a fixed point from α = β = 1 ends in lower maxima, or nowhere."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n, d = int(rng.integers(8, 30)), int(rng.integers(40, 120))
+        features = (np.maximum(rng.normal(size=(n, d)), 0) * np.geomspace(1, 0.05, d)).astype(np.float32)
+        labels = np.arange(n) % 2
+        values, vectors = np.linalg.eigh(features.astype(np.float64) @ features.T.astype(np.float64))
+        shares = (vectors.T @ np.stack([labels, 1 - labels], axis=1)) ** 2
+        best = np.full(2, -np.inf)
+        for ratio in values[-1] * np.geomspace(1e-14, 1e10, 1500):
+            noise = ratio / (ratio + np.maximum(values, 0))
+            spread = (noise @ shares) / n
+            best = np.maximum(best, -0.5 * (np.log(2 * np.pi * spread) + 1 - np.log(noise).mean()))
+        for scale in (1e-8, 1, 1e10):
+            assert logme((scale * features).astype(np.float32), labels) == pytest.approx(best.mean(), abs=2e-4)

@@ -61,7 +61,7 @@ def run(words: Sequence[str]) -> None:
     data = build_data(options.data, settings, "rank")
     hashes = {weights: _hash(weights) for weights in candidates}
     target = options.target or data.name
-    achieved = _achieved(options.results, target, hashes, options.metric) if options.results else None
+    achieved = _achieved(options, target, hashes) if options.results else None
     rows = training_rows(data, options.images, options.seed)
     folder = options.output or Path("ranking") / data.name
     make_folder(folder)
@@ -150,10 +150,10 @@ def source_probabilities(weights: str, features: "np.ndarray") -> "np.ndarray | 
     weight, bias = (source.state.get(f"{name}.{leaf}") for leaf in ("weight", "bias"))
     if weight is None or bias is None or not _is_exclusive(source.origin):
         return None
-    matrix = weight.flatten(1).numpy()  # linear, or a convolution over one pixel
+    matrix = weight.flatten(1).float().numpy()  # linear, or a convolution over one pixel
     if len(matrix) < 2 or matrix.shape[1] != features.shape[1]:
         return None
-    return np.asarray(softmax(features @ matrix.T + bias.numpy(), axis=1))
+    return np.asarray(softmax(features @ matrix.T + bias.float().numpy(), axis=1))
 
 
 def judge_all(scores: "pd.DataFrame", achieved: "pd.DataFrame") -> "pd.DataFrame":
@@ -173,14 +173,18 @@ def judge_all(scores: "pd.DataFrame", achieved: "pd.DataFrame") -> "pd.DataFrame
     return pd.concat(parts, ignore_index=True)
 
 
-def _achieved(path: Path, target: str, hashes: Mapping[str, str], metric: str | None) -> "pd.DataFrame":
+def _achieved(options: argparse.Namespace, target: str, hashes: Mapping[str, str]) -> "pd.DataFrame":
     """Results of the candidates, one column each, from a table of result rows or a study's folder."""
     from datamodules.errors import DataError, closest
     from studies import ranking
-    from studies.results import collect, read_csv
+    from studies.results import read_csv
+    from studies.store import collect
+    from studies.study_report import headline_metrics
 
-    file = path / "results.csv" if (path / "results.csv").is_file() else path
-    frame = collect(path) if file.is_dir() else read_csv(file)
+    path = options.results
+    table = path / "results.csv" if (path / "results.csv").is_file() else path
+    # Of a study's folder the runs count, which a table beside them may lag behind.
+    frame = collect(path) if table.is_dir() or any(path.glob("*/summary.json")) else read_csv(table)
     targets = sorted(frame["target"].dropna().unique())
     if target not in targets:
         near = closest(target, targets)
@@ -190,7 +194,10 @@ def _achieved(path: Path, target: str, hashes: Mapping[str, str], metric: str | 
             valid=targets or "none: it has no rows",
             hint=f"name the target as its study does: --target {near or 'NAME'}",
         )
-    found = ranking.achievements(frame, target, list(hashes.values()), metric)
+    metric = options.metric
+    if metric is None and headline_metrics(frame[frame["target"] == target])[target] == "mean_auroc":
+        metric = "mean_auroc"  # accuracy hides rare labels
+    found = ranking.achievements(frame, target, list(hashes.values()), metric, options.backbone)
     if found.empty:
         raise DataError(
             f"{path} has no setting in which two or more of these weights were transferred to {target}",
@@ -275,6 +282,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", metavar="R", help="a net trained on the target from scratch")
     parser.add_argument("--results", type=Path, help="results.csv, or the folder of a study, with transfers of these")
     parser.add_argument("--target", help="name of the target in the results (the data set's)")
-    parser.add_argument("--metric", help="metric of the results (accuracy, or mean_auroc where there is none)")
+    parser.add_argument("--metric", help="metric of the results (accuracy; mean_auroc of labels)")
     add_shared_options(parser, "ranking/TARGET")
     return parser

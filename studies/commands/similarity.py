@@ -26,7 +26,7 @@ TITLES = {
     "overlap": "overlap",
 }
 MAX_NUMBERED = 9  # layers of a heat map whose cells are large enough for numbers
-FILES = ("similarity.csv", "similarity.png", "similarity.svg")
+FILES = ("similarity.csv", "similarity.png", "similarity.svg", "similarity.pdf")
 
 
 def run(words: Sequence[str]) -> None:
@@ -101,7 +101,9 @@ def layers_of(
 def short_name(weights: str) -> str:
     """A name that can be a folder's: of a run its folder, of a file its stem, of timm's or the hub's the last part."""
     path = Path(weights)
-    name = path.stem if path.is_file() else path.name
+    name = path.stem if path.is_file() else path.resolve().name if path.exists() else path.name
+    if path.parent.name == "checkpoints":  # a run's, where all are called last.ckpt
+        name = f"{path.resolve().parent.parent.name}-{name}"
     return name.replace(":", "-") or "weights"
 
 
@@ -111,7 +113,7 @@ def show_matching(table: "pd.DataFrame") -> None:
 
     same = table[table["layer_a"] == table["layer_b"]]
     shown = same if len(same) else table.tail(1)
-    text = shown[list(TITLES)].map(lambda value: f"{value:.3f}").rename(columns=TITLES)
+    text = shown[list(TITLES)].map(lambda value: "–" if value != value else f"{value:.3f}").rename(columns=TITLES)
     text.insert(0, "layer", shown["layer_a"].where(shown["layer_a"] == shown["layer_b"], "last of each"))
     show("Linear CKA and neighbourhood overlap: 1 is alike; information imbalance Δ: 0 is alike", text)
 
@@ -141,14 +143,15 @@ def heat_map(table: "pd.DataFrame", name_a: str, name_b: str) -> "Figure":
             values = table.pivot(index="layer_a", columns="layer_b", values=measure).loc[layers_a, layers_b].to_numpy()
             # cividis: even steps of lightness to colour-blind eyes, too.
             image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
-            axes.set_title(title, loc="left")
+            axes.set_title(f"{title}: 0 is alike" if measure.startswith("imbalance") else title, loc="left")
             axes.set_xticks(range(len(layers_b)), layers_b, rotation=90)
             axes.set_yticks(range(len(layers_a)), layers_a)
             axes.tick_params(length=0)
             if max(values.shape) <= MAX_NUMBERED:
                 for (row, column), value in zip(_places(values), values.flat, strict=True):
-                    colour = "black" if value > 0.5 else "white"
-                    axes.text(column, row, f"{value:.2f}", ha="center", va="center", size=LABEL_SIZE - 2, color=colour)
+                    colour = "white" if value <= 0.5 else "black"  # NaN is a white cell
+                    text = "–" if value != value else f"{value:.2f}".replace("-0.00", "0.00")
+                    axes.text(column, row, text, ha="center", va="center", size=LABEL_SIZE - 2, color=colour)
         panels[0].set_ylabel(f"A: {short_name(name_a)}")
         figure.supxlabel(f"B: {short_name(name_b)}", fontsize=RC["axes.labelsize"])
         bar = figure.colorbar(image, ax=list(panels), fraction=0.02, pad=0.01)
@@ -166,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cli.py similarity",
         description="Compare two networks layer by layer on training images of a data set: linear CKA, information "
-        "imbalance both ways, neighbourhood overlap; as a table (CSV) and a heat map (PNG, SVG).",
+        "imbalance both ways, neighbourhood overlap; as a table (CSV) and a heat map (PNG, SVG, PDF).",
         epilog=DATA_EPILOG,
     )
     parser.add_argument("a", metavar="A", help=WEIGHTS_HELP)
