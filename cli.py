@@ -17,7 +17,7 @@ COMMANDS = {
     "validate": ("studies.commands.single", "evaluate the validation images", "validate --run RUN"),
     "test": ("studies.commands.single", "evaluate the test images", "test --run RUN [--data DATA]"),
     "predict": ("studies.commands.predict", "predict files without labels", "predict --run RUN --input FOLDER"),
-    "study": ("studies.commands.study", "run or show a whole study", "study run|status|report FILE"),
+    "study": ("studies.commands.study", "run or show a whole study", "study run|status|report|query FILE"),
     "list": ("studies.commands.listing", "what there is", "list datasets|models"),
     "prepare": ("studies.commands.prepare", "decode once, write fast shards", "prepare DATA --output DIR"),
     "check": ("studies.commands.check", "decode every image of a data set", "check DATA"),

@@ -11,10 +11,12 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
     Args:
         given: Values of batch_size, num_workers, image_size, shots, num_images, fraction, val_fraction, test_fraction,
-            folds and fold; `BaseDataModule` explains them.
+            folds, fold, inner_folds and inner_fold; `BaseDataModule` explains them.
     """
     _check_exclusive(given, ("shots", "num_images", "fraction"))
     shots, folds = given["shots"], given["folds"]
+    inner_folds, inner_fold = given["inner_folds"], given["inner_fold"]
+    inner = range(inner_folds) if inner_folds is not None else (None,)
     fits: list[tuple[str, bool, str]] = [
         ("batch_size", given["batch_size"] >= 1, "1 or more"),
         ("num_workers", given["num_workers"] >= 0, "0 or more"),
@@ -24,6 +26,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         ("test_fraction", 0 < given["test_fraction"] < 1, "0 < test_fraction < 1"),
         ("folds", folds is None or folds >= 2, "2 or more"),
         ("fold", 0 <= given["fold"] < (folds or 1), f"0 to {(folds or 1) - 1}"),
+        ("inner_folds", inner_folds is None or inner_folds >= 2, "2 or more"),
+        ("inner_fold", inner_fold in inner, f"0 to {inner_folds - 1}" if inner_folds else "none without inner_folds"),
     ]
     for key, fine, valid in fits:
         if not fine:

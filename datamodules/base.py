@@ -58,6 +58,9 @@ class BaseDataModule(SelectingDataModule):
         folds: Cross-validation: fold number `fold` of `folds` is the test set. An official test set stays untouched.
         fold: Which fold is the test set, 0 … folds − 1.
         fold_by: What a fold holds together: group (patients), site (each site a fold) or date (chronological).
+        inner_folds: Cross-validation within the training draw: part `inner_fold` of so many is the validation set, the
+            others are trained on. Parts are stratified and keep patients together; the test set stays what it is.
+        inner_fold: Which part is the validation set, 0 … inner_folds − 1.
         balance: Draw training images so that every class has the same share (weights from the table).
         labels: Restrict a multi-label set to these labels, in this order.
         outputs: Arrange the labels as these outputs of a trained model, by canonical name; an output that the set does
@@ -102,6 +105,8 @@ class BaseDataModule(SelectingDataModule):
         folds: int | None = None,
         fold: int = 0,
         fold_by: FoldBy = "group",
+        inner_folds: int | None = None,
+        inner_fold: int | None = None,
         balance: bool = False,
         labels: list[str] | None = None,
         outputs: list[str] | None = None,
@@ -127,6 +132,7 @@ class BaseDataModule(SelectingDataModule):
         self.on_small, self.one_per_group = on_small, one_per_group
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
         self.folds, self.fold, self.fold_by = folds, fold, fold_by
+        self.inner_folds, self.inner_fold = inner_folds, inner_fold
         self.balance, self.labels, self.outputs, self.seed = balance, labels, outputs, seed
         self.leaks, self.missing_images = leaks, missing_images
         self.num_classes_kept, self.label_noise, self.noise_confusion = num_classes_kept, label_noise, noise_confusion

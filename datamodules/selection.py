@@ -40,6 +40,8 @@ class SelectingDataModule(StreamingDataModule):
     folds: int | None
     fold: int
     fold_by: FoldBy
+    inner_folds: int | None
+    inner_fold: int | None
     outputs: list[str] | None
     leaks: Literal["stop", "record"]
     missing_images: Literal["error", "drop"]
@@ -134,7 +136,27 @@ class SelectingDataModule(StreamingDataModule):
             )
         if self.outputs is None:
             rows["train"] = rows["train"][self.draw(table, rows["train"])]
+            if self.inner_folds is not None:
+                held_out = self._held_out(table, rows["train"])
+                rows["train"], rows["validation"] = rows["train"][~held_out], rows["train"][held_out]
         self._rows = rows
+
+    def _held_out(self, table: Table, drawn: np.ndarray) -> np.ndarray:
+        """Which of the drawn rows (n,) are the inner fold that is held out, bool (n,); by the draw's own seed."""
+        assert self.inner_folds is not None
+        labels = table.labels[drawn]
+        parts = splits.folds(labels, table.groups[drawn], self.inner_folds, self.few_shot_seed)
+        held_out = np.asarray(parts == self.inner_fold)
+        if labels.ndim == 1:
+            lost = np.setdiff1d(labels[held_out], labels[~held_out])
+            if len(lost):
+                raise DataError(
+                    f"class {self.class_names[lost[0]]} has all of its images in inner fold {self.inner_fold}",
+                    where="data.init_args.inner_folds",
+                    hint="cross-validation needs two images (patients) of every class at least: draw more, or tune by "
+                    "the validation set",
+                )
+        return held_out
 
     def test_on_all(self) -> None:
         """Make every usable row a test row: for evaluation without training on this set."""

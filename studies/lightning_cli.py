@@ -202,7 +202,10 @@ class FarshotCLI(LightningCLI):
             if self.settings["wandb"] != "off":
                 project, mode = self.settings["wandb_project"], self.settings["wandb"]
                 shown = identity(self.plain_config(), self.weights_hash)
-                self.mirror = WandbMirror(self.folder.path, project, self.folder.path.parent.name, mode, shown)
+                # A study says what a run of it is; a single one without weights is itself a pre-training.
+                protocol = self.columns.get("protocol", "pretrain" if self.weights_hash is None else "transfer")
+                job = "pretrain" if protocol == "pretrain" else "transfer"
+                self.mirror = WandbMirror(self.folder.path, project, self.folder.path.parent.name, mode, shown, job)
                 loggers.append(self.mirror)
         return super().instantiate_trainer(
             logger=loggers or False,
@@ -310,6 +313,7 @@ class FarshotCLI(LightningCLI):
             "selection": f"best {self.settings['monitor']}" if best else "last",
             "seconds": round(self.cost.seconds, 3),
             "peak_memory": outcome.peak_memory(),
+            "energy": self.cost.energy,
             "config_hash": hash_of(identity(self.plain_config(), self.weights_hash)),
             **self.columns,
         }

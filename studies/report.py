@@ -26,6 +26,9 @@ SETTINGS = (
         "source_n",
         "transfer_depth",
         "frozen_depth",
+        "granularity",
+        "source_dials",
+        "dials",
         "image_size",
         "selection",
         "split_policy",
@@ -48,6 +51,33 @@ class Report:
     summary_md: Path
     gains: Path
     figures: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The numbers of a report.
+
+    Attributes:
+        rows: Headline rows: one metric a target, over all classes and subgroups.
+        settings: Columns of `SETTINGS` that vary, and so stand apart.
+        summary: Mean, spread and interval over seeds of each cell; with "budget".
+        gains: Paired differences to the baseline; with "budget".
+    """
+
+    rows: pd.DataFrame
+    settings: list[str]
+    summary: pd.DataFrame
+    gains: pd.DataFrame
+
+
+def make_tables(frame: pd.DataFrame, metric_by_target: Mapping[str, str], baseline: str = "scratch") -> Tables:
+    """Compute the tables of a report; arguments and errors as in `write_report`."""
+    rows = select_headline(frame, metric_by_target)
+    group = [*KEYS, *BUDGET]
+    # Pre-training seeds may go with the seeds, one by one; they stand apart only where one seed has several.
+    settings = varying(rows, group, SETTINGS) + varying(rows, [*group, "seed", "fold"], ["pretrain_seed"])
+    summary = _ordered(summarise(rows, [*KEYS, *settings, *BUDGET, "metric"]))
+    return Tables(rows, settings, summary, _ordered(gain_over(rows, baseline, settings)))
 
 
 def write_report(
@@ -80,12 +110,8 @@ def write_report(
     check_unique(frame)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = select_headline(frame, metric_by_target or {})
-    group = [*KEYS, *BUDGET]
-    # Pre-training seeds may go with the seeds, one by one; they stand apart only where one seed has several.
-    settings = varying(rows, group, SETTINGS) + varying(rows, [*group, "seed", "fold"], ["pretrain_seed"])
-    summary = _ordered(summarise(rows, [*KEYS, *settings, *BUDGET, "metric"]))
-    gains = _ordered(gain_over(rows, baseline, settings))
+    tables = make_tables(frame, metric_by_target or {}, baseline)
+    rows, settings, summary, gains = tables.rows, tables.settings, tables.summary, tables.gains
     report = Report(
         report=folder / "report.md",
         results=folder / "results.csv",
@@ -97,14 +123,14 @@ def write_report(
     write_csv(frame, report.results)
     write_csv(summary.drop(columns="budget"), report.summary_csv)
     write_csv(gains.drop(columns="budget"), report.gains)
-    tables = [
+    paragraphs = [
         f"# {title}: summary",
-        _counts_caption(summary),
+        counts_caption(summary),
         summary_table(summary, settings),
         f"## Gains over {baseline}",
-        *_gain_section(gains, settings, baseline),
+        *gain_section(gains, settings, baseline),
     ]
-    write_text(report.summary_md, "\n\n".join(tables) + "\n")
+    write_text(report.summary_md, "\n\n".join(paragraphs) + "\n")
     page = _page(frame, rows, summary, gains, settings, report.figures, title, baseline, failures)
     place = next(number for number, text in enumerate(page) if text == "## Provenance")
     page[place:place] = depth_section(rows, folder)
@@ -223,12 +249,12 @@ def _page(
     ]
     for target, part in summary.groupby("target"):
         metric = str(part["metric"].iloc[0]).replace("_", " ")
-        page += [f"## {target}", f"Test {metric}. {_counts_caption(part)}"]
+        page += [f"## {target}", f"Test {metric}. {counts_caption(part)}"]
         image = images.get(f"few_shot_{quote(str(target), safe='')}")
         page += [image_link(image, f"Few-shot curves on {target}")] if image else []
         page.append(summary_table(part, settings))
         own = gains[gains["target"] == target]
-        page += _gain_section(own, settings, baseline)
+        page += gain_section(own, settings, baseline)
         lines = [f"- {sentence(row, baseline, context)}" for row in records(own)]
         page += ["\n".join(lines)] if lines else []
     page += ["## Provenance", _provenance(frame)]
@@ -255,7 +281,8 @@ def _tally(gains: pd.DataFrame, baseline: str) -> str:
     return text
 
 
-def _gain_section(gains: pd.DataFrame, settings: Sequence[str], baseline: str) -> list[str]:
+def gain_section(gains: pd.DataFrame, settings: Sequence[str], baseline: str) -> list[str]:
+    """A sentence on how the gains were paired, and their table."""
     if gains.empty:
         return [f"No run could be paired with one from {baseline}."]
     low, high = gains["n"].min(), gains["n"].max()
@@ -305,7 +332,7 @@ def _write_figures(
     is_auroc = summary[summary["metric"].str.contains("auroc")]
     guesses = {**dict.fromkeys(is_auroc["target"], 0.5), **chance}
 
-    def draw(stem: str, part: pd.DataFrame, dots: pd.DataFrame) -> tuple[Path, Path]:
+    def draw(stem: str, part: pd.DataFrame, dots: pd.DataFrame) -> tuple[Path, ...]:
         figure = figures.few_shot_curves(part, dots, colours=colours, chance=guesses, baseline=baseline)
         return figures.save(figure, folder / stem)
 
@@ -324,7 +351,7 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values([*KEYS, *others, "budget"], ignore_index=True)
 
 
-def _counts_caption(summary: pd.DataFrame) -> str:
+def counts_caption(summary: pd.DataFrame) -> str:
     """What the cells of a table are, and over how many seeds."""
     usual, most = _usual_n(summary), summary["n"].max()
     if most < 2:

@@ -1,6 +1,5 @@
 """Result rows: one value a row, with fixed columns and types, from run folders to a CSV and back."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ DTYPES: dict[str, str] = {
     "images_seen": INTEGER,
     "selection": TEXT,
     "trials": INTEGER,
+    "tuned": TEXT,
     **dict.fromkeys(("split_policy", "label_policy", "guard"), TEXT),
     **dict.fromkeys(("seconds", "peak_memory", "energy"), REAL),
     **dict.fromkeys(("config_hash", "code_version"), TEXT),
@@ -138,57 +138,6 @@ def read_csv(path: Path | str) -> pd.DataFrame:
     _require_known_columns(frame.columns, where=str(path))
     missing = {name: _column(name, [None] * len(frame)) for name in COLUMNS if name not in frame}
     return frame.assign(**missing)[list(COLUMNS)]
-
-
-def collect(study_dir: Path | str) -> pd.DataFrame:
-    """Gather the rows of a study's finished runs: `<study_dir>/<run>/summary.json` = {"rows": [...], ...}.
-
-    Results of a run on other data sets (protocol `direct`) lie in `<study_dir>/<run>/direct/<data set>/summary.json`.
-
-    Args:
-        study_dir: The study's folder of run folders. A run without `summary.json` is unfinished: skipped.
-
-    Returns:
-        The rows in the order of the folders' names; empty where no run is finished.
-
-    Raises:
-        ResultsError: If the folder does not exist, a summary is broken (names the file), or a result
-            is doubled.
-    """
-    root = Path(study_dir)
-    if not root.is_dir():
-        raise ResultsError(f"there is no folder {root}", hint="run the study first, or check the path")
-    rows_of = {
-        path: _read_rows(path)
-        for path in [*sorted(root.glob("*/summary.json")), *sorted(root.glob("*/direct/*/summary.json"))]
-    }
-    try:
-        frame = rows_to_frame(row for rows in rows_of.values() for row in rows)
-    except ResultsError:
-        for path, rows in rows_of.items():  # once more, file by file, to say which one it was
-            try:
-                rows_to_frame(rows)
-            except ResultsError as error:
-                raise ResultsError(error.problem, where=str(path), hint="repair or remove this run") from error
-        raise
-    check_unique(frame)
-    return frame
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        # A run that was not tested (yet) has no rows.
-        rows = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise TypeError("'rows' must be a list of mappings from column to value")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ResultsError(
-            f"not a run's summary ({type(error).__name__}: {error})",
-            where=str(path),
-            valid='{"rows": [{"metric": ..., "value": ...}, ...]}',
-            hint="remove the file and run the cell again",
-        ) from error
-    return rows
 
 
 def _require_known_columns(names: Iterable[str], where: str | None) -> None:

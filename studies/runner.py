@@ -1,132 +1,163 @@
-"""Runs the cells of a study in one process: weights first, then their transfers; finished cells are skipped."""
+"""Runs one cell of a study: fills in weights and chosen settings, goes through the command line, records a failure."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import yaml
 
 from datamodules.atomic import write_text
+from datamodules.errors import DataError
 from studies import display
+from studies.cell_folder import LASTING, CellFolder, Failure
+from studies.cells import Cell
 from studies.failures import exit_code
-from studies.runs import RunFolder
-from studies.spec import Cell, Study, StudyError, merge
+from studies.layers import merge, nest
+from studies.spec import Study
+from studies.tuning import choose
 
-State = Literal["finished", "failed", "waiting"]
 Execute = Callable[[Sequence[str], Cell], None]
+COLUMNS = "FARSHOT_COLUMNS"
+"""Environment variable that hands a cell's columns to a process of its own."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A cell that failed: its name, the last line of why, and its log."""
+class CellProcessError(RuntimeError):
+    """A cell that ran in processes of its own has failed.
 
-    cell: str
-    reason: str
-    log: Path | None = None
-
-
-def folder_of(study: Study, cell: Cell, runs_dir: Path) -> RunFolder:
-    """Run folder of a cell."""
-    return RunFolder(runs_dir / study.name / cell.name)
-
-
-def state_of(folder: RunFolder) -> State:
-    """Say whether a cell is finished, failed at its last try, or waits (never begun, or interrupted)."""
-    if folder.read_summary().get("state") == "finished":
-        return "finished"
-    return "failed" if (folder.path / "failed.json").is_file() else "waiting"
-
-
-def run_study(study: Study, runs_dir: Path, execute: Execute | None = None) -> list[Failure]:
-    """Run every cell that is not finished; a failed cell is recorded and does not stop the others.
-
-    Args:
-        study: The study.
-        runs_dir: Folder of all experiments.
-        execute: Runs one cell from the words of its command line; default: in this process.
-
-    Returns:
-        The cells that failed, or could not start because their weights failed.
+    Attributes:
+        exit_code: The exit code of its process.
     """
-    execute = execute or execute_here
-    refuse_processes(study)
-    failures: dict[str, Failure] = {}
-    waiting = [cell for cell in study.cells if state_of(folder_of(study, cell, runs_dir)) != "finished"]
-    display.say(f"{study.name}: {len(study.cells)} cells, {len(study.cells) - len(waiting)} finished already")
-    with display.cells_progress(study.name, [cell.kind for cell in waiting]) as progress:
-        for cell in waiting:
-            progress.begin(cell.name)
-            if cell.needs in failures:
-                failures[cell.name] = Failure(cell.name, f"its weights failed: {cell.needs}")
-            else:
-                failure = run_cell(study, cell, runs_dir, execute)
-                if failure is not None:
-                    failures[cell.name] = failure
-            progress.done(cell.kind, failed=cell.name in failures)
-    return list(failures.values())
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code
 
 
-def refuse_processes(study: Study) -> None:
-    """Raise a StudyError where a cell would start processes of its own: they would start the study again."""
-    for cell in study.cells:
-        strategy = str(cell.config.get("trainer", {}).get("strategy") or "auto")
-        if strategy.startswith(("ddp", "fsdp", "deepspeed")):
-            raise StudyError(
-                f"a study runs its cells in one process, not by strategy {strategy}",
-                where=f"{study.path}, {cell.name}",
-                hint="use configs/trainer/cpu.yaml or gpu.yaml, or `fit` for a single run on several devices",
-            )
+def folder_of(study: Study, cell: Cell | str, runs_dir: Path) -> CellFolder:
+    """Folder of a cell."""
+    return CellFolder(runs_dir / study.name / (cell if isinstance(cell, str) else cell.name))
 
 
-def run_cell(study: Study, cell: Cell, runs_dir: Path, execute: Execute) -> Failure | None:
-    """Run one cell through the command line that a user would type; returns its failure, if any."""
+def run_cell(study: Study, cell: Cell, runs_dir: Path, execute: Execute | None = None) -> Failure | None:
+    """Run one cell through the command line that a user would type; returns its failure, if any.
+
+    The caller holds the cell's lock. An interrupted run goes on where it was.
+    """
     folder = folder_of(study, cell, runs_dir)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    failed = folder.path / "failed.json"
-    config = cell.config
-    if cell.needs is not None:
-        weights = str(runs_dir / study.name / cell.needs)
-        config = merge(config, {"model": {"init_args": {"weights": weights}}})
-    write_text(folder.path / "cell.yaml", yaml.safe_dump(config, sort_keys=False))
-    words = ["fit", "--config", str(folder.path / "cell.yaml"), "--runs_dir", str(runs_dir)]
-    words += ["--experiment", study.name, "--run", cell.name, "--evaluate", "true"]
+    execute = execute or (execute_apart if starts_processes(cell) else execute_here)
     try:
+        cell = complete(study, cell, runs_dir)
+        write_text(folder.path / "cell.yaml", yaml.safe_dump(cell.config, sort_keys=False))
+        words = ["fit", "--config", str(folder.path / "cell.yaml"), "--runs_dir", str(runs_dir)]
+        words += ["--experiment", study.name, "--run", cell.name, "--evaluate", str(cell.kind != "trial").lower()]
         execute(words, cell)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        if exit_code(error) in (130, 143):  # somebody stops the study, not the cell
+        code = exit_code(error)
+        if code in (130, 143):  # somebody stops the study, not the cell
             raise
-        log = folder.path / "failed.log"
-        write_text(log, traceback.format_exc())
         text = next(iter(getattr(error, "__notes__", [])), str(error))
         reason = next(iter(text.splitlines()), type(error).__name__)
-        write_text(failed, json.dumps({"cell": cell.name, "reason": reason}))
-        return Failure(cell.name, reason, log)
-    failed.unlink(missing_ok=True)
-    if cell.kind == "transfer" and study.keep == "none":
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        return folder.record_failure(reason, traceback.format_exc(), lasting=code in LASTING)
+    folder.forget_failure()
+    clean(folder, "last" if cell.kind == "pretrain" else "none" if cell.kind == "trial" else study.keep)
     return None
+
+
+def complete(study: Study, cell: Cell, runs_dir: Path) -> Cell:
+    """Fill in what is known only now: the place of the weights, their architecture, the settings that trials chose."""
+    config, columns = cell.config, cell.columns
+    if cell.weights is not None:
+        config = merge(config, nest("model.init_args.weights", str(folder_of(study, cell.weights, runs_dir).path)))
+    given = (config.get("model") or {}).get("init_args") or {}
+    if cell.weights is None and given.get("weights") and "backbone" not in given:
+        config = merge(config, nest("model.init_args.backbone", _architecture(given["weights"])))
+    if cell.tuning is not None:
+        names = [name for candidate in cell.candidates for name in candidate.trials]
+        evaluations = {
+            name: folder_of(study, name, runs_dir).run.read_summary().get("validation", []) for name in names
+        }
+        chosen = choose(cell.tuning, cell.candidates, evaluations)
+        config = merge(config, *(nest(key, value) for key, value in chosen.items()))
+        tuned = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items())
+        columns = {**columns, "trials": len(names), "selection": cell.tuning.selection, "tuned": tuned}
+    return replace(cell, config=config, columns=columns)
+
+
+def _architecture(weights: str) -> str:
+    """Architecture that weights name.
+
+    Raises:
+        DataError: They do not.
+    """
+    from lightning_modules.backbones.checkpoints import read_weights
+
+    name = read_weights(weights).architecture
+    if name is None:
+        raise DataError(
+            f"the weights {weights} do not say which network they belong to",
+            where="weights",
+            hint="set model.init_args.backbone in the block's config",
+        )
+    return name
+
+
+def clean(folder: CellFolder, keep: str) -> None:
+    """Remove the checkpoints of a finished cell that are not to be kept: a study has thousands of them."""
+    checkpoints = folder.run.checkpoints
+    if keep == "none":
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return
+    selected = folder.run.read_summary().get("checkpoint")
+    kept = {"best": selected, "last": "checkpoints/last.ckpt"}[keep]
+    for path in checkpoints.glob("*.ckpt"):
+        named = path.relative_to(folder.path).as_posix()
+        if named not in (kept, selected):
+            path.unlink()
+
+
+def starts_processes(cell: Cell) -> bool:
+    """Whether the trainer's strategy starts further processes, each with the command line of the first."""
+    trainer: Mapping[str, Any] = cell.config.get("trainer") or {}
+    return str(trainer.get("strategy") or "auto").startswith(("ddp", "fsdp", "deepspeed"))
 
 
 def execute_here(words: Sequence[str], cell: Cell) -> None:
     """Run a cell in this process, quietly: the study shows its own progress."""
     from studies.lightning_cli import FarshotCLI
 
-    quiet = ["--trainer.enable_progress_bar", "false", "--wandb", "off"]
+    quiet = ["--trainer.enable_progress_bar", "false", *mirror_words()]
     with warnings.catch_warnings(), display.quiet():
         warnings.simplefilter("ignore")
         FarshotCLI([*words, *quiet], columns=cell.columns)
 
 
-def failures_of(study: Study, runs_dir: Path) -> list[Failure]:
-    """Recorded failures of a study's cells."""
-    found = []
-    for cell in study.cells:
-        path = folder_of(study, cell, runs_dir).path / "failed.json"
-        if path.is_file():
-            found.append(Failure(cell.name, json.loads(path.read_text())["reason"], path.with_suffix(".log")))
-    return found
+def execute_apart(words: Sequence[str], cell: Cell) -> None:
+    """Run a cell as a command of its own, whose processes may start it once more each.
+
+    Raises:
+        CellProcessError: It failed; the message ends with what it printed.
+    """
+    door = Path(__file__).parent.parent / "cli.py"  # a file: Lightning starts the other processes by its name
+    command = [sys.executable, str(door), *words, "--trainer.enable_progress_bar", "false"]
+    # Without SLURM's variables: Lightning would wait for processes that a job of one task does not start.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment[COLUMNS] = json.dumps(cell.columns)
+    done = subprocess.run([*command, *mirror_words()], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        code = 143 if done.returncode in (-15, -2) else max(done.returncode, 1)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        last = errors[-1].removeprefix("error: ") if errors else f"its process ended with {done.returncode}"
+        raise CellProcessError(f"{last}\n{done.stderr[-4000:]}", code)
+
+
+def mirror_words() -> list[str]:
+    """Whether cells are mirrored to W&B: `study run --wandb` says."""
+    return ["--wandb", os.environ.get("FARSHOT_STUDY_WANDB", "off")]

@@ -211,8 +211,8 @@ def test_figures_are_written_and_linked(tmp_path):
         chance={"cifar10": 0.1},
     )
     names = [path.name for path in report.figures]
-    assert names[:4] == ["few_shot.png", "few_shot.svg", "few_shot_a%20b%7Cc.png", "few_shot_a%20b%7Cc.svg"]
-    assert names[4:] == ["few_shot_cifar10.png", "few_shot_cifar10.svg"]
+    stems = ("few_shot", "few_shot_a%20b%7Cc", "few_shot_cifar10")
+    assert names == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
     for path in report.figures:
         if path.suffix == ".png":
             width, height = struct.unpack(">II", path.read_bytes()[16:24])
@@ -233,10 +233,12 @@ def drawn(frame, **options):
 def test_figures_are_reproducible_and_undated(tmp_path):
     first = figures.save(drawn(study(shots=("1", "full"))), tmp_path / "a")
     second = figures.save(drawn(study(shots=("1", "full"))), tmp_path / "b.1")
-    assert [path.name for path in second] == ["b.1.png", "b.1.svg"]
+    assert [path.name for path in second] == ["b.1.png", "b.1.svg", "b.1.pdf"]
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
     assert "<dc:date>" not in first[1].read_text()
+    assert b"CreationDate" not in first[2].read_bytes()
+    assert b"/Type3" not in first[2].read_bytes()
 
 
 def test_names_at_the_line_ends_neither_overlap_nor_leave_the_figure():

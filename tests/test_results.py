@@ -13,12 +13,12 @@ from studies.results import (
     DTYPES,
     ResultsError,
     check_unique,
-    collect,
     read_csv,
     rows_to_frame,
     write_csv,
 )
 from studies.statistics import SHARED, gain_over, spread_baseline, summarise, varying
+from studies.store import collect
 
 
 def row(**facts):

@@ -1,15 +1,18 @@
 """Studies: blocks become cells with stable names; weights feed transfers; finished cells stay; failures stand apart."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from studies.runner import run_study, state_of
+from studies.cell_folder import CellFolder
+from studies.jobs import run_study
+from studies.layers import merge
 from studies.runs import RunFolder
-from studies.spec import merge, read_study
+from studies.spec import read_study
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,7 +61,7 @@ def write(tmp_path):
 def test_cells_are_the_product_and_weights_come_first(write):
     cells = read_study(write()).cells
     assert [cell.kind for cell in cells] == ["pretrain"] + ["transfer"] * 8
-    assert {cell.needs for cell in cells if cell.columns["source"] == "near"} == {cells[0].name}
+    assert {cell.weights for cell in cells if cell.columns["source"] == "near"} == {cells[0].name}
     assert {(cell.columns.get("shots"), cell.columns.get("seed")) for cell in cells[1:]} == {
         (shots, seed) for shots in ("1", "full") for seed in (0, 1)
     }
@@ -139,7 +142,7 @@ def test_study_runs_reports_and_resumes(write, run_cli, tmp_path):
     assert "9 cells, 9 finished already" in out
     assert stamps == {entry: entry.stat().st_mtime_ns for entry in (runs / "tiny").glob("*/summary.json")}
     code, out, _ = run_cli("study", "status", path, "--runs_dir", runs)
-    assert "8 cells: 8 finished, 0 failed, 0 waiting" in out
+    assert re.search(r"transfer +8 +– +– +– +–", out)
     # A source cell tested on other data, without training there, is part of the study's report.
     (source,) = (folder.parent for folder in (runs / "tiny").glob("*/checkpoints"))
     assert run_cli("test", "--run", source, "--data", "Synthetic", "--data.init_args.num_test", "20")[0] == 0
@@ -158,7 +161,7 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_others(write, run_cli, 
     text = (runs / "tiny" / "report" / "report.md").read_text()
     assert "shots100" in text
     code, out, _ = run_cli("study", "status", path, "--runs_dir", runs)
-    assert "2 finished, 2 failed" in out
+    assert re.search(r"transfer +2 +– +– +2 +–", out)
 
 
 def test_transfers_of_failed_weights_do_not_start(write, tmp_path):
@@ -172,8 +175,8 @@ def test_transfers_of_failed_weights_do_not_start(write, tmp_path):
         RunFolder(tmp_path / "tiny" / cell.name).update_summary(state="finished")
 
     failures = run_study(study, tmp_path, execute)
-    assert len(started) == 5
-    assert {failure.reason for failure in failures} == {"no memory", f"its weights failed: {study.cells[0].name}"}
+    assert len(started) == 4 + 3  # the weights are tried three times
+    assert {failure.reason for failure in failures} == {"no memory", f"what it needs failed: {study.cells[0].name}"}
     assert json.loads((tmp_path / "tiny" / study.cells[0].name / "failed.json").read_text())["reason"] == "no memory"
 
 
@@ -193,14 +196,14 @@ def test_interrupted_study_goes_on_where_it_was(write, tmp_path):
     assert run_study(study, tmp_path, execute) == []
     cells = [name for name in done if name != "again"]
     assert sorted(cells) == sorted(cell.name for cell in study.cells)  # every cell once
-    assert all(state_of(RunFolder(tmp_path / "tiny" / name)) == "finished" for name in cells)
+    assert all(CellFolder(tmp_path / "tiny" / name).finished() for name in cells)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_studies_parse(path):
     study = read_study(path)
     assert study.name == path.stem
-    assert {"scratch"} < {cell.columns["source"] for cell in study.cells if cell.kind == "transfer"}
+    assert len({cell.columns["source"] for cell in study.cells if cell.kind == "transfer"}) > 1
 
 
 def test_a_mistake_in_a_cell_is_the_reason_of_its_failure(write, run_cli, tmp_path):
@@ -212,10 +215,3 @@ def test_a_mistake_in_a_cell_is_the_reason_of_its_failure(write, run_cli, tmp_pa
     assert "btch_size" in err
     _, out, _ = run_cli("study", "status", path, "--runs_dir", runs)
     assert "did you mean batch_size" in out
-
-
-def test_a_study_refuses_strategies_that_start_processes(write, run_cli, tmp_path):
-    path = write(config={"trainer": {"strategy": "ddp", "devices": 2}})
-    code, _, err = run_cli("study", "run", path, "--runs_dir", tmp_path / "runs")
-    assert code == 2
-    assert "not by strategy ddp" in err

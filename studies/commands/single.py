@@ -1,10 +1,13 @@
 """fit, validate and test of one run, by configuration or by run folder."""
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from studies.direct import DirectTest, without_weights
 from studies.lightning_cli import FarshotCLI
+from studies.runner import COLUMNS
 from studies.runs import RunError, RunFolder
 
 
@@ -18,7 +21,7 @@ def run(words: Sequence[str]) -> None:
     command, rest = words[0], list(words[1:])
     folder, others = take_option(rest, "--run")
     if command == "fit" or folder is None:
-        FarshotCLI(words)
+        FarshotCLI(words, columns=json.loads(os.environ.get(COLUMNS, "{}")))
         return
     run_folder = RunFolder(Path(folder))
     data, others_than_data = take_option(others, "--data")

@@ -1,17 +1,36 @@
-"""study run|status|report FILE."""
+"""study run|status|report|query FILE."""
 
 import argparse
+import os
+import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.errors import DataError
 from studies import display
-from studies.runner import failures_of, folder_of, run_study, state_of
+from studies.cell_folder import Failure
+from studies.cells import Cell
+from studies.estimates import in_bytes, in_time, measure
+from studies.layers import StudyError
+from studies.runner import folder_of
 from studies.spec import Study, read_study
+from studies.watch import Watch, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
+
+EXAMPLES = "source=near shots=1,5 'value>0.9' 'target!=nih*'"  # of filters
+
+LISTED = 40  # cells that a dry run prints
+SHOWN_ROWS = 60  # rows that a query prints
+QUERY_COLUMNS = (
+    *("source", "source_n", "architecture", "target", "protocol", "transfer_depth", "shots", "num_images", "fraction"),
+    *("seed", "metric", "class_name", "subgroup", "value"),
+)
+REFRESH = 2.0  # seconds between two looks of `status --watch`
 
 
 class StudyIncompleteError(RuntimeError):
@@ -21,87 +40,270 @@ class StudyIncompleteError(RuntimeError):
 
 
 def run(words: Sequence[str]) -> None:
-    """Run, show or report one study."""
-    parser = argparse.ArgumentParser(prog="cli.py study", description="Run, show or report a whole study.")
-    parser.add_argument("action", choices=ACTIONS, help="run: cells that are not finished, then the report")
-    parser.add_argument("file", type=Path, help="study file, such as configs/studies/quickstart.yaml")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all experiments")
-    options = parser.parse_args(list(words[1:]))
-    ACTIONS[options.action](read_study(options.file), options.runs_dir)
+    """Run, show, report or query one study."""
+    options = _parser().parse_args(list(words[1:]))
+    options.action(options)
 
 
-def run_and_report(study: Study, runs_dir: Path) -> None:
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("file", type=Path, help="study file, such as configs/studies/quickstart.yaml")
+    common.add_argument("--runs_dir", type=Path, default=Path("runs"), help="folder of all experiments")
+    common.add_argument("--scale", help="one of the study's scales, such as a tiny rehearsal on generated data")
+    parser = argparse.ArgumentParser(prog="cli.py study", description="Run, show, report or query a whole study.")
+    actions = parser.add_subparsers(required=True, metavar="run|status|report|query")
+    filters = f"cells to take, such as {EXAMPLES}; also kind=, cell=, state="
+
+    command = actions.add_parser("run", parents=[common], help="cells that are not finished, then the report")
+    command.add_argument("--jobs", type=_count, help="processes that run cells (default: one a GPU, else 1)")
+    command.add_argument("--only", nargs="+", metavar="FILTER", help=filters + "; with what they need")
+    command.add_argument("--rerun", nargs="+", metavar="FILTER", help=filters + "; old runs move to .replaced/")
+    command.add_argument("--dry-run", action="store_true", help="list the cells, and what they will take")
+    command.add_argument("--slurm", action="store_true", help="submit to SLURM instead (the study's section slurm)")
+    command.add_argument("--wandb", choices=("auto", "online", "offline", "off"), default="auto", help="mirror to W&B")
+    command.set_defaults(action=run_and_report)
+
+    command = actions.add_parser("status", parents=[common], help="what is finished, running, waiting, failed")
+    command.add_argument("--watch", action="store_true", help="again and again, until all is done")
+    command.set_defaults(action=status)
+
+    command = actions.add_parser("report", parents=[common], help="tables, figures and the page of what is there")
+    command.set_defaults(action=lambda options: report(read_study(options.file, options.scale), options.runs_dir))
+
+    command = actions.add_parser("query", parents=[common], help="result rows by column")
+    command.add_argument("--where", nargs="+", metavar="FILTER", default=[], help=f"such as {EXAMPLES}")
+    command.add_argument("--columns", help="columns to show, joined by commas (default: those that differ)")
+    command.add_argument("--output", type=Path, help="write the rows to this .csv or .parquet file")
+    command.set_defaults(action=query)
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: 1 or more")
+    return value
+
+
+# run -----------------------------------------------------------------------------------------------------------------
+
+
+def run_and_report(options: argparse.Namespace) -> None:
     """Run the cells, then write the report of what is there.
 
     Raises:
         StudyIncompleteError: Cells failed; the others are done.
     """
-    failures = run_study(study, runs_dir)
+    from studies import jobs
+
+    study, runs_dir = read_study(options.file, options.scale), options.runs_dir
+    only = chosen(study, runs_dir, options.only) if options.only else None
+    if options.rerun:
+        again = rerun(study, runs_dir, options.rerun, dry=options.dry_run)
+        only = only if only is None else only | again
+    if options.dry_run:
+        dry_run(study, runs_dir, only, options.jobs or jobs.default_jobs())
+        return
+    os.environ["FARSHOT_STUDY_WANDB"] = cell_mirror(options.wandb)
+    if options.slurm:
+        from studies.slurm import submit_study
+
+        for line in submit_study(study, runs_dir, only):
+            display.say(line)
+        return
+    states = [folder_of(study, cell, runs_dir).finished() for cell in study.cells]
+    display.say(f"{study.name}: {len(study.cells)} cells, {sum(states)} finished already")
+    failures = jobs.run_study(study, runs_dir, jobs=options.jobs or jobs.default_jobs(), only=only)
     try:
-        report(study, runs_dir)
+        report(study, runs_dir, wandb=options.wandb)
     except DataError:
         if not failures:  # otherwise there may be nothing to report, and the failures say why
             raise
     if failures:
-        lines = [f"  {failure.cell}: {failure.reason}" for failure in failures[:8]]
-        more = [f"  ... ({len(failures) - 8} more)"] if len(failures) > 8 else []
-        raise StudyIncompleteError(
-            "\n".join([f"{len(failures)} of {len(study.cells)} cells failed:", *lines, *more])
-            + f"\n  next:  read {runs_dir / study.name}/CELL/failed.log; the same command tries them again"
+        raise StudyIncompleteError(_failure_message(study, runs_dir, failures))
+
+
+def cell_mirror(mode: str) -> str:
+    """Mode of the mirror of single cells: unasked, thousands of them are mirrored only where there is a key."""
+    from lightning_modules.callbacks.wandb_mirror import has_key
+
+    return ("online" if has_key() else "off") if mode == "auto" and "WANDB_MODE" not in os.environ else mode
+
+
+def _failure_message(study: Study, runs_dir: Path, failures: Sequence[Failure]) -> str:
+    lines = [f"  {failure.cell}: {failure.reason}" for failure in failures[:8]]
+    more = [f"  ... ({len(failures) - 8} more)"] if len(failures) > 8 else []
+    aside = sum(failure.set_aside for failure in failures)
+    hint = f"read {runs_dir / study.name}/CELL/failed.log; the same command tries them again"
+    if aside:
+        hint += f", but for {aside} set aside after three tries: --rerun 'state=set aside'"
+    return "\n".join([f"{len(failures)} of {len(study.cells)} cells failed:", *lines, *more, f"  next:  {hint}"])
+
+
+def cell_frame(study: Study, runs_dir: Path) -> "pd.DataFrame":
+    """A row a cell: name, kind, state and the columns that its rows will have."""
+    import pandas as pd
+
+    rows = [
+        {**cell.columns, "cell": cell.name, "kind": cell.kind, "state": folder_of(study, cell, runs_dir).state()}
+        for cell in study.cells
+    ]
+    frame = pd.DataFrame(rows)
+    first = ["cell", "kind", "state"]
+    return frame[[*first, *(name for name in frame.columns if name not in first)]]
+
+
+def chosen(study: Study, runs_dir: Path, words: Sequence[str]) -> set[str]:
+    """Names of the cells that filters choose, and of what those need.
+
+    Raises:
+        StudyError: No cell fulfils them.
+    """
+    names = set(_filtered(study, runs_dir, words)["cell"])
+    cells: dict[str, Cell] = {cell.name: cell for cell in study.cells}
+    open_names = list(names)
+    while open_names:
+        for need in cells[open_names.pop()].needs:
+            if need not in names:
+                names.add(need)
+                open_names.append(need)
+    return names
+
+
+def _filtered(study: Study, runs_dir: Path, words: Sequence[str]) -> "pd.DataFrame":
+    from studies.filters import apply, read_filters
+
+    frame = apply(read_filters(words), cell_frame(study, runs_dir))
+    if frame.empty:
+        hint = "study run FILE --dry-run lists the cells"
+        raise StudyError(f"no cell of {study.name} fulfils {' '.join(words)}", hint=hint)
+    return frame
+
+
+def rerun(study: Study, runs_dir: Path, words: Sequence[str], *, dry: bool = False) -> set[str]:
+    """Move the runs that filters choose out of the way, so that they run anew; what was written is kept.
+
+    Raises:
+        StudyError: No cell fulfils the filters, or one of them is running.
+    """
+    frame = _filtered(study, runs_dir, words)
+    running = frame.loc[frame["state"] == "running", "cell"]
+    if len(running):
+        raise StudyError(f"{running.iloc[0]} is running", where="--rerun", hint="stop it first")
+    moved = [name for name in frame["cell"] if folder_of(study, name, runs_dir).path.is_dir()]
+    if not dry:
+        for name in moved:
+            folder_of(study, name, runs_dir).replace()
+    display.say(f"{len(frame)} cells run anew; {len(moved)} old runs {'would go' if dry else 'are'} in .replaced/")
+    return set(frame["cell"])
+
+
+def dry_run(study: Study, runs_dir: Path, only: set[str] | None, jobs: int) -> None:
+    """Print the cells and what those that are not finished will take, as far as finished ones tell."""
+    frame = cell_frame(study, runs_dir)
+    frame = frame if only is None else frame[frame["cell"].isin(only)]
+    for name, kind, state in frame[["cell", "kind", "state"]].head(LISTED).itertuples(index=False):
+        display.say(f"{kind:9} {state:9} {name}")
+    if len(frame) > LISTED:
+        display.say(f"... ({len(frame) - LISTED} more)")
+    counts = ", ".join(f"{count} {kind}" for kind, count in frame["kind"].value_counts(sort=False).items())
+    display.say(f"{study.name}: {len(frame)} cells ({counts}), {(frame['state'] == 'finished').sum()} finished")
+    left = set(frame.loc[frame["state"] != "finished", "cell"])
+    estimate = measure(study, runs_dir).estimate(cell for cell in study.cells if cell.name in left)
+    if estimate.known:
+        each = f" ({jobs} at a time: {in_time(estimate.seconds / jobs)})" if jobs > 1 else ""
+        display.say(
+            f"left: {in_time(estimate.seconds)} of training{each} and {in_bytes(estimate.bytes)} of disk for "
+            f"{estimate.known} cells, judged by {estimate.measured} finished ones"
         )
+    if estimate.unknown:
+        display.say(
+            f"{estimate.unknown} cells cannot be judged: no cell of their kind, architecture and target is finished; "
+            "run one of each with --only"
+        )
+    free = shutil.disk_usage(next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())).free
+    if estimate.bytes > free:
+        display.say(f"WARNING: only {in_bytes(free)} of disk are free under {runs_dir}")
 
 
-def status(study: Study, runs_dir: Path) -> None:
-    """Print how many cells are finished, failed and waiting."""
-    states = {cell.name: state_of(folder_of(study, cell, runs_dir)) for cell in study.cells}
-    for kind in ("pretrain", "transfer"):
-        mine = [states[cell.name] for cell in study.cells if cell.kind == kind]
-        counts = ", ".join(f"{mine.count(state)} {state}" for state in ("finished", "failed", "waiting"))
-        display.say(f"{kind:9} {len(mine):5} cells: {counts}")
-    for failure in failures_of(study, runs_dir):
-        display.say(f"failed: {failure.cell}: {failure.reason}")
+# status, report, query -----------------------------------------------------------------------------------------------
 
 
-def report(study: Study, runs_dir: Path) -> None:
-    """Write results.csv, tables and figures of the finished cells to the study's `report/` folder."""
-    from studies.report import write_report
-    from studies.results import collect, write_csv
-
-    known = {cell.name for cell in study.cells}
-    frame = collect(runs_dir / study.name)
-    # Results of a cell on other data, protocol direct, are named after it: CELL/direct/...
-    frame = frame[frame["cell"].str.partition("/")[0].isin(known)].reset_index(drop=True)
-    waiting = sum(state_of(folder_of(study, cell, runs_dir)) == "waiting" for cell in study.cells)
-    missing = [{"cell": failure.cell, "reason": failure.reason} for failure in failures_of(study, runs_dir)]
-    if waiting:
-        missing.append({"cell": f"{waiting} cells", "reason": "not run yet"})
-    folder = runs_dir / study.name / "report"
-    transfers = frame[frame["protocol"] != "pretrain"].reset_index(drop=True)
-    written = write_report(
-        transfers,
-        folder,
-        title=study.title,
-        metric_by_target=headline_metrics(transfers) | study.metrics,
-        chance=chance_levels(transfers),
-        failures=missing,
-    )
-    write_csv(frame, folder / "results.csv")  # pre-training too
-    display.say(f"report: {written.report}")
+def status(options: argparse.Namespace) -> None:
+    """Print how many cells are in which state, what runs, and what failed."""
+    study = read_study(options.file, options.scale)
+    watch = Watch(study, options.runs_dir)
+    watch.look()
+    while options.watch and {"running", "waiting"} & set(watch.states.values()):
+        display.console.print(table_of(watch), *_lines(watch), sep="\n", markup=False)
+        time.sleep(REFRESH)
+        watch.look()
+    display.console.print(table_of(watch))
+    for line in _lines(watch):
+        display.say(line)
 
 
-def headline_metrics(frame: "pd.DataFrame") -> dict[str, str]:
-    """The metric that stands for each target: accuracy of classes, mean AUROC of labels (accuracy hides rare ones)."""
-    labels = set(frame.loc[frame["metric"] == "mean_balanced_accuracy", "target"])
-    return {target: "mean_auroc" if target in labels else "accuracy" for target in set(frame["target"])}
+def _lines(watch: Watch) -> list[str]:
+    running = [f"running: {cell.name}  {watch.progress_of(cell)}".rstrip() for cell in watch.running()]
+    left = watch.time_left(max(1, len(running)))
+    return [
+        *running,
+        *([f"about {in_time(left)} of training left at this pace"] if left else []),
+        *(
+            f"{'set aside' if failure.set_aside else 'failed'} after {failure.attempts} "
+            f"{'try' if failure.attempts == 1 else 'tries'}: {failure.cell}: {failure.reason}"
+            for failure in watch.failures()
+        ),
+    ]
 
 
-def chance_levels(frame: "pd.DataFrame") -> dict[str, float]:
-    """What guessing gives for each target's headline metric: 1 / classes for accuracy, 0.5 for AUROC."""
-    classes = frame[(frame["metric"] == "auroc")].groupby("target")["class_name"].nunique()
-    metrics = headline_metrics(frame)
-    return {
-        str(target): 0.5 if metrics[str(target)] == "mean_auroc" else 1 / count for target, count in classes.items()
-    }
+def report(study: Study, runs_dir: Path, wandb: str = "off") -> None:
+    """Write the report of the finished cells to the study's `report/` folder."""
+    from studies.study_report import write_study_report
+
+    for line in write_study_report(study, runs_dir, wandb):
+        display.say(line)
 
 
-ACTIONS = {"run": run_and_report, "status": status, "report": report}
+def query(options: argparse.Namespace) -> None:
+    """Print or write the result rows that fulfil filters."""
+    from studies.filters import apply, read_filters
+    from studies.results import write_csv
+    from studies.store import collect
+
+    study = read_study(options.file, options.scale)
+    frame = apply(read_filters(options.where), collect(options.runs_dir / study.name))
+    columns = options.columns.split(",") if options.columns else None
+    unknown = [name for name in columns or [] if name not in frame]
+    if unknown:
+        raise DataError(f"no column {unknown[0]!r}", where="--columns", valid=[str(name) for name in frame.columns])
+    if options.output is not None:
+        chosen_rows = frame if columns is None else frame[columns]
+        if options.output.suffix == ".parquet":
+            chosen_rows.to_parquet(options.output, index=False)
+        else:
+            write_csv(chosen_rows, options.output)
+        display.say(f"{len(frame)} rows: {options.output}")
+        return
+    shown = frame[
+        columns or [name for name in QUERY_COLUMNS if name == "value" or frame[name].nunique(dropna=False) > 1]
+    ]
+    display.console.print(_grid(shown.head(SHOWN_ROWS)))
+    more = f", {SHOWN_ROWS} shown; --output FILE.csv has all" if len(frame) > SHOWN_ROWS else ""
+    display.say(f"{len(frame)} rows{more}")
+
+
+def _grid(frame: "pd.DataFrame") -> "Table":
+    import pandas as pd
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    for name in frame.columns:
+        grid.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
+    for values in frame.itertuples(index=False):
+        cells = [
+            "" if pd.isna(value) else f"{value:.4f}" if isinstance(value, float) else str(value) for value in values
+        ]
+        grid.add_row(*(Text(cell) for cell in cells))
+    return grid

@@ -1,0 +1,107 @@
+"""Headline numbers with intervals over pre-training, seeds and patients together, from the stored predictions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from datamodules.errors import DataError
+from studies.headline import Measured, difference, from_rows, headline, measure, read_runs
+from studies.page import Block, Prose, Section, TableBlock
+from studies.report_text import in_words, records
+from studies.sections.material import Material, interval_text
+from studies.statistics import holm
+from studies.tables import write_table
+
+P = "p (Holm)"
+MOST_CELLS = 4e8
+"""Logits that are read for one target and budget at most (3 GB); beyond it the intervals come from the rows alone."""
+
+
+def claims(material: Material) -> Section | None:
+    """One table: sources at the smallest and the largest budget of each target, each with what its interval covers."""
+    lines: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for _, part in material.rows.groupby("target", sort=True):
+        mine = material.main_protocol(part)
+        given = [str(name) for name in mine["given"].cat.categories if (mine["given"] == name).any()]
+        for name in dict.fromkeys([given[0], given[-1]]):
+            chosen = mine[mine["given"] == name]
+            measured, note = _measured(material, chosen)
+            notes += [f"{chosen['target'].iloc[0]}{in_words(name)}: {note}"] if note else []
+            lines += _lines(chosen, name, measured, material.baseline)
+    if not lines:
+        return None
+    frame = pd.DataFrame(lines)
+    frame[P] = [f"{value:.2g}" if pd.notna(value) else "–" for value in holm(frame[P].to_numpy(float))]
+    files = [path.name for path in write_table(frame, material.folder / "headline", "Headline numbers.")]
+    caption = (
+        "Percent with 95 % intervals over what the column “interval covers” says; differences in points on equal seeds "
+        "and patients, p corrected over the table. “These weights only”: there was one pre-training, so the interval "
+        "holds for its weights."
+    )
+    blocks: list[Block] = [TableBlock(frame, caption, files=files)]
+    if notes:
+        blocks.append(Prose("\n".join(f"- {note}" for note in notes)))
+    return Section("Headline numbers", blocks)
+
+
+def _measured(material: Material, rows: pd.DataFrame) -> tuple[Measured, str]:
+    """Predictions of all runs under the same draws of patients; the rows alone, and why, where that is impossible."""
+    folders = [material.run_folder(str(cell)) for cell in rows["cell"].unique()]
+    try:
+        if rows["fold"].notna().any():
+            raise DataError("folds have different test sets")
+        if _size(folders) > MOST_CELLS:
+            raise DataError("there are too many predictions to resample")
+        return measure(read_runs(folders)), ""
+    except DataError as error:
+        return from_rows(rows), f"the interval covers seeds alone: {error.problem}"
+
+
+def _size(folders: list[Path]) -> float:
+    import pyarrow.parquet as pq
+
+    paths = [folder / "predictions.parquet" for folder in folders]
+    sizes = [pq.read_metadata(path) for path in paths if path.is_file()]
+    return float(sum(size.num_rows * size.num_columns for size in sizes))
+
+
+def _lines(rows: pd.DataFrame, given: str, measured: Measured, baseline: str) -> Iterator[dict[str, Any]]:
+    metric = str(rows["metric"].iloc[0])
+    names = [str(name) for name in measured.facts["source"].unique()]
+    reference = measured.of(baseline) if baseline in names else None
+    for source in sorted(names, key=lambda name: (name == baseline, name)):
+        ours = measured.of(source)
+        value = _row(headline(ours), metric)
+        gain = None
+        if reference is not None and source != baseline:
+            try:
+                gain = _row(difference(ours, reference), metric)
+            except DataError:  # no seed in common
+                gain = None
+        if value is None:
+            continue
+        yield {
+            "target": rows["target"].iloc[0],
+            "given": given,
+            "source": source,
+            "metric": metric.replace("_", " ").replace("auroc", "AUROC"),
+            "value": interval_text(value["value"], value["low"], value["high"]),
+            f"over {baseline}": _gain(gain),
+            P: np.nan if gain is None else gain["p"],
+            "runs": value["runs"],
+            "interval covers": value["covers"],
+            "holds for": value["scope"],
+        }
+
+
+def _gain(gain: dict[str, Any] | None) -> str:
+    return "–" if gain is None else interval_text(gain["value"], gain["low"], gain["high"], sign=True)
+
+
+def _row(table: pd.DataFrame, metric: str) -> dict[str, Any] | None:
+    found = table[(table["metric"] == metric) & (table["class_name"] == "")]
+    return records(found)[0] if len(found) else None

@@ -1,0 +1,127 @@
+"""What the sections of a study's page are made from, and the way from a report's Markdown to the page's blocks."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pandas as pd
+
+from studies.comparisons import compare
+from studies.page import Block, FigureBlock, Prose, TableBlock
+from studies.report import Tables
+from studies.report_text import budget, budget_name, points, records
+from studies.runner import folder_of
+from studies.spec import Study
+from studies.statistics import BUDGET
+
+IMAGE = re.compile(r"!\[(?P<alt>[^]]*)\]\((?P<file>[^)]+)\)")
+
+
+@dataclass(frozen=True)
+class Material:
+    """A study's results.
+
+    Attributes:
+        study: The study.
+        runs_dir: Folder of all experiments.
+        folder: Folder of the report.
+        frame: All result rows, pre-training too.
+        transfers: Those of transfers.
+        tables: Headline rows, summary and gains of the transfers.
+        baseline: The source that gains are measured against.
+        failures: Cells without a result: "cell" and "reason".
+    """
+
+    study: Study
+    runs_dir: Path
+    folder: Path
+    frame: pd.DataFrame
+    transfers: pd.DataFrame
+    tables: Tables
+    baseline: str
+    failures: Sequence[Mapping[str, str]]
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Headline rows: one metric a target, over all classes; with "given", the budget's name, in order."""
+        found = [budget(*(row[name] for name in BUDGET)) for row in records(self.tables.rows[list(BUDGET)])]
+        names = [name for _, name in sorted(set(found))]
+        given = pd.Categorical([name for _, name in found], categories=names, ordered=True)
+        return self.tables.rows.assign(given=given)
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """All pairs of sources, p corrected over all of them (see `studies.comparisons.compare`); with "given"."""
+        rows = self.tables.rows
+        table = compare(rows, "source") if rows["source"].nunique() > 1 else pd.DataFrame()
+        return table.assign(given=[budget_name(row) for row in records(table)]) if len(table) else table
+
+    def run_folder(self, cell: str) -> Path:
+        """Folder of a cell's run."""
+        return folder_of(self.study, cell, self.runs_dir).path
+
+    def main_protocol(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows of the protocol, architecture and settings that most runs share, and those from scratch beside them.
+
+        A sentence on sources must not mix protocols; the tables have the others.
+        """
+        names = ["architecture", "protocol", "image_size", "granularity", "transfer_depth", "frozen_depth", "selection"]
+        scratch = rows["source"].eq(self.baseline).fillna(False).astype(bool)
+        others = rows[~scratch] if (~scratch).any() else rows
+        sizes = others.groupby(names, dropna=False).size().sort_values(ascending=False, kind="stable").reset_index()
+        key = sizes.iloc[0][names].to_dict()
+        mine = pd.Series(True, index=rows.index)
+        for name, value in key.items():
+            same = rows[name].isna() if pd.isna(value) else rows[name].eq(value).fillna(False)
+            # From scratch there is one protocol, which has no depth.
+            mine &= (same | scratch if name not in ("architecture", "image_size") else same).astype(bool)
+        return rows[mine]
+
+
+def blocks_of(paragraphs: Iterable[str], folder: Path, caption: str = "") -> list[Block]:
+    """Turn paragraphs of Markdown as the report writes them into blocks: figures, tables, prose.
+
+    Args:
+        paragraphs: Text, a pipe table, or a link to a PNG beside the report that has an SVG of the same name.
+        folder: Folder of the report.
+        caption: Of tables that no line of text precedes.
+    """
+    blocks: list[Block] = []
+    for text in paragraphs:
+        image = IMAGE.fullmatch(text)
+        if image is not None:
+            stem = Path(unquote(image["file"])).stem
+            files = [f"{stem}.{ending}" for ending in ("png", "pdf") if (folder / f"{stem}.{ending}").is_file()]
+            blocks.append(FigureBlock(folder / f"{stem}.svg", image["alt"], image["alt"], files))
+        elif text.startswith("|"):
+            before = blocks.pop() if blocks and isinstance(blocks[-1], Prose) else None
+            blocks.append(TableBlock(_read_table(text), before.text if isinstance(before, Prose) else caption))
+        elif not text.startswith("#"):
+            blocks.append(Prose(text))
+    return blocks
+
+
+def _read_table(text: str) -> pd.DataFrame:
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines()]
+    cells = [[cell.strip().replace("\\|", "|") for cell in line] for line in lines]
+    return pd.DataFrame(cells[2:], columns=cells[0])
+
+
+def interval_text(value: float, low: float, high: float, sign: bool = False) -> str:
+    """A fraction in percent with its interval: "12.3 [10.1, 14.2]"; a dash where it is undefined."""
+    if pd.isna(value):
+        return "–"
+    interval = "" if pd.isna(low) else f" [{points(low, sign)}, {points(high, sign)}]"
+    return points(value, sign) + interval
+
+
+def joined(names: Sequence[Any]) -> str:
+    """Names in a sentence: "a", "a and b", "a, b and c"; beyond four, "a, b, c and 3 others"."""
+    words = [str(name) for name in names]
+    if len(words) > 4:
+        words = [*words[:3], f"{len(words) - 3} others"]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

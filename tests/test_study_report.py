@@ -1,0 +1,143 @@
+"""The page of a study: what its first sentences say is what its tables say, and it stands alone."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from studies.layers import merge
+from studies.page import Prose, TableBlock
+from studies.runs import RunFolder
+from studies.sections.answer import answer
+from studies.sections.material import blocks_of, joined
+from studies.spec import read_study
+from studies.study_report import read_material, write_study_report
+from tests.test_study import STUDY
+
+SEEDS = 5
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a study of two sources whose results are made up: `value(source, shots, seed)`."""
+
+    def call(value, predictions=False, **changes):
+        block = {**STUDY["blocks"][0], "shots": [1, "full"], "seeds": list(range(SEEDS))}
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({**merge(STUDY, changes), "blocks": [block]}))
+        study = read_study(path)
+        for cell in study.cells:
+            folder = RunFolder(tmp_path / "tiny" / cell.name)
+            folder.path.mkdir(parents=True)
+            facts = {"run": cell.name, "pretrain_seed": None, "n_test": 40, "seconds": 1.0, **cell.columns}
+            rows = []
+            if cell.kind == "transfer":
+                number = value(cell.columns["source"], cell.columns["shots"], cell.columns["seed"])
+                per_class = [("auroc", "b", 0.7), ("auroc", "a", 0.6)]
+                found = [("accuracy", None, number), *per_class]
+                rows = [{**facts, "metric": name, "class_name": label, "value": v} for name, label, v in found]
+                if predictions:
+                    write_predictions(folder, number, cell.columns["seed"])
+            folder.update_summary(state="finished", run=facts, rows=rows)
+        return study, tmp_path
+
+    return call
+
+
+def write_predictions(folder, accuracy, seed):
+    """Forty images of twenty patients, of which a share is right."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for split in ("validation", "test"):
+        labels = np.arange(40) % 2
+        right = np.arange(40) < round(40 * accuracy)
+        said = np.where(rng.permutation(right), labels, 1 - labels)
+        logits = np.where(said[:, None] == np.arange(2), 1.0, -1.0) + rng.normal(0, 0.1, (40, 2))
+        ids = [f"{split} {number}" for number in range(40)]
+        groups = [f"{split} patient {number // 2}" for number in range(40)]
+        columns = {"label": labels, "logit/a": logits[:, 0], "logit/b": logits[:, 1]}
+        sex = np.where(np.arange(40) % 4 < 2, "F", "M")
+        parts.append(pd.DataFrame({"id": ids, "group": groups, "split": split, **columns, "meta/sex": sex}))
+    pd.concat(parts, ignore_index=True).to_parquet(folder.predictions)
+
+
+def better(source, shots, seed):
+    noise = 0.01 * np.random.default_rng([seed, len(source), len(shots)]).normal()
+    return 0.5 + 0.02 * seed + noise + (0.2 if source == "near" and shots == "1" else 0.0)
+
+
+def test_the_answer_is_what_the_corrected_tests_say(write):
+    study, runs = write(better)
+    sentences = answer(read_material(study, runs))
+    assert re.match(
+        r"On far at 1 shot, near has the highest accuracy, 7\d\.\d ± \d\.\d %: above scratch by \+", sentences[0]
+    )
+    assert re.match(
+        r"On far on the full training set, \w+ has the highest accuracy, .*: not distinguishable from", sentences[1]
+    )
+    assert "these weights only" in sentences[2]
+
+
+def test_one_seed_and_equal_runs_are_no_claims(write):
+    study, runs = write(lambda source, shots, seed: 0.5 + 0.1 * (source == "near"))
+    sentences = answer(read_material(study, runs))
+    assert all("above scratch" not in sentence for sentence in sentences)
+    assert "no claim against scratch" in sentences[0]
+
+
+def test_the_page_stands_alone_and_agrees_with_its_tables(write):
+    study, runs = write(better, predictions=True, domains={"near": "photos", "far": "photos"})
+    (line,) = write_study_report(study, runs)
+    folder = runs / "tiny" / "report"
+    assert str(folder / "index.html") in line
+    page = (folder / "index.html").read_text()
+    assert not re.search(r"""(src|href)=["']https?:""", page)
+    for heading in ("Headline numbers", "Results by target", "What differs", "Cost", "Provenance"):
+        assert heading in page
+    pairs = pd.read_csv(folder / "comparisons.csv").set_index("given")
+    assert pairs.loc["1", "verdict"] == "higher"
+    assert pairs.loc["full", "verdict"] == "not distinguishable"
+    headline = pd.read_csv(folder / "headline.csv")
+    assert (headline["interval covers"].str.contains("patients")).all()  # the predictions are there
+    near = headline[(headline["source"] == "near") & (headline["given"] == "1")].iloc[0]
+    assert near["holds for"] == "these weights only"
+    for name in ("summary.csv", "gains.csv", "comparisons.tex", "few_shot.pdf", "calibration_far.csv", "report.md"):
+        assert (folder / name).is_file(), name
+    assert "Reliability on far" in page
+    assert "Subgroups" in page
+    again = [path.stat().st_mtime_ns for path in (runs / "tiny" / "results.parquet", runs / "tiny" / "results.csv")]
+    write_study_report(study, runs)
+    assert again == [
+        path.stat().st_mtime_ns for path in (runs / "tiny" / "results.parquet", runs / "tiny" / "results.csv")
+    ]
+
+
+def test_cells_without_a_result_are_named(write):
+    study, runs = write(better)
+    cell = study.cells[-1]
+    folder = runs / "tiny" / cell.name
+    (folder / "summary.json").unlink()
+    (folder / "failed.json").write_text(json.dumps({"cell": cell.name, "reason": "no memory", "attempts": 3}))
+    write_study_report(study, runs)
+    page = (runs / "tiny" / "report" / "index.html").read_text()
+    assert cell.name in page
+    assert "no memory" in page
+    assert "Some cells have no result" in page
+
+
+def test_markdown_becomes_blocks(tmp_path):
+    table = "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
+    prose, block = blocks_of(["Some words.", "What it shows.", table], tmp_path)
+    assert isinstance(prose, Prose)
+    assert isinstance(block, TableBlock)
+    assert block.caption == "What it shows."
+    assert block.frame.to_dict("records") == [{"a": "x|y", "b": "1"}]
+
+
+def test_names_in_a_sentence():
+    assert joined(["a"]) == "a"
+    assert joined(["a", "b", "c"]) == "a, b and c"
+    assert joined(list("abcdef")) == "a, b, c and 3 others"
