@@ -11,14 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.special import stdtr
 
 from datamodules import few_shot
 from datamodules.errors import DataError, closest, shorten
-from studies.statistics import summarise
+from studies.statistics import holm, paired_p, summarise
 
-CANDIDATE = ("source", "architecture", "transfer_depth")
-"""Columns that say which features: weights, their network, and the layer groups below them."""
+CANDIDATE = ("source", "architecture", "transfer_depth", "granularity")
+"""Columns that say which features: weights, their network, and the layer groups below them (stages or blocks)."""
 
 SETTING = ("target", "protocol", "shots", "metric", "class_name")
 """Columns that say what was done with them; the head is part of `protocol`."""
@@ -70,7 +69,8 @@ def draw_episodes(
     Raises:
         DataError: No or repeated shots or seeds, a class that is too small, or labels that do not fit.
     """
-    levels = [str(level) for level in shots]
+    # "05" is 5; what is no number is refused by the draw.
+    levels = [str(int(level)) if str(level).isdecimal() else str(level) for level in shots]
     for what, values in (("shots", levels), ("seeds", list(seeds))):
         if not values or len(set(values)) < len(values):
             raise DataError(
@@ -81,14 +81,21 @@ def draw_episodes(
     for level in levels:
         for seed in list(seeds)[:1] if level == "full" else seeds:
             if level == "full":
-                rows = np.flatnonzero(labels >= 0 if labels.ndim == 1 else (~np.isnan(labels)).any(axis=1))
+                rows = labelled(labels)
             else:
                 rows = few_shot.sample(
                     labels, level, seed, groups,
                     class_names=class_names, on_small=on_small, one_per_group=one_per_group,
                 )  # fmt: skip
+            if labels.ndim == 1 and class_names is not None:
+                _check_classes(labels[rows], class_names, level)
             episodes.append(Episode(level, int(seed), rows))
     return episodes
+
+
+def labelled(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Rows with a class, or with one known label at least: int64, ascending."""
+    return np.flatnonzero(labels >= 0 if labels.ndim == 1 else (~np.isnan(labels)).any(axis=1))
 
 
 def summarise_episodes(frame: pd.DataFrame, by: Sequence[str] = (*CANDIDATE, *SETTING)) -> pd.DataFrame:
@@ -125,7 +132,8 @@ def paired_differences(
     Args:
         frame: Result rows: the columns `candidate`, `setting`, "seed" and "value".
         reference: A value of the first column of `candidate`.
-        candidate: Columns that tell weights apart; "transfer_depth" is matched as said, the others need not agree.
+        candidate: Columns that tell weights apart; "transfer_depth" is matched as said among groups of one
+            "granularity", the others need not agree.
         setting: Columns that must agree.
 
     Returns:
@@ -150,9 +158,10 @@ def paired_differences(
     unit = [*setting, "seed"]
     values = frame.dropna(subset=["value"])
     if "transfer_depth" in candidate:
-        deepest = values.groupby(name, dropna=False)["transfer_depth"].transform("max")
+        kind = [column for column in candidate if column == "granularity"]
+        deepest = values.groupby([name, *kind], dropna=False)["transfer_depth"].transform("max")
         values = values.assign(from_last=(deepest - values["transfer_depth"]).fillna(0).astype(int))
-        unit.append("from_last")
+        unit += [*kind, "from_last"]
     is_reference = values[name].eq(reference).fillna(False).astype(bool)
     base = values.loc[is_reference, [*unit, "value"]]
     if base.duplicated(unit).any():
@@ -165,28 +174,15 @@ def paired_differences(
     return _sorted(table.assign(p=p, p_holm=holm(p)), by)
 
 
-def paired_p(
-    n: npt.NDArray[np.int64], mean: npt.NDArray[np.float64], sd: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Two-sided p of paired t tests from the differences' numbers, means and standard deviations (ddof 1), any shape.
-
-    NaN below two pairs. Differences without spread: 1 where they are zero, otherwise 0.
-    """
-    enough = np.asarray(n) > 1
-    count = np.where(enough, n, 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(mean == 0, 0.0, np.abs(mean) / (sd / np.sqrt(count)))
-    return np.where(enough, 2 * stdtr(count - 1, -t), np.nan)
-
-
-def holm(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Holm's step-down correction (Holm 1979) of p values (m,); NaN are no tests and stay."""
-    order = np.argsort(p)  # NaN last
-    tests = int(np.isfinite(p).sum())
-    corrected = np.full(len(p), np.nan)
-    steps = np.arange(tests, 0, -1) * p[order[:tests]]
-    corrected[order[:tests]] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return corrected
+def _check_classes(labels: npt.NDArray[Any], class_names: Sequence[str], level: str) -> None:
+    missing = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
+    if len(missing):
+        raise DataError(
+            f"{len(missing)} of {len(class_names)} classes have no training image: "
+            f"{shorten([class_names[place] for place in missing.tolist()])}",
+            where=f"shots={level}",
+            hint="leave these classes out of the data set, or move images of theirs to the training split",
+        )
 
 
 def _check_frame(frame: pd.DataFrame, by: Sequence[str]) -> None:

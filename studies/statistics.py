@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
 
@@ -52,6 +52,28 @@ def half_width(n: np.ndarray, sd: np.ndarray, confidence: float = CONFIDENCE) ->
     enough = n > 1
     count = np.where(enough, n, 2)
     return np.where(enough, stdtrit(count - 1, (1 + confidence) / 2) * sd / np.sqrt(count), np.nan)
+
+
+def paired_p(n: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """Two-sided p of paired t tests from the differences' numbers, means and standard deviations (ddof 1), any shape.
+
+    NaN below two pairs. Differences without spread: 1 where they are zero, otherwise 0.
+    """
+    enough = np.asarray(n) > 1
+    count = np.where(enough, n, 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(mean == 0, 0.0, np.abs(mean) / (sd / np.sqrt(count)))
+    return np.where(enough, 2 * stdtr(count - 1, -t), np.nan)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction (Holm 1979) of p values (m,); NaN are no tests and stay."""
+    order = np.argsort(p)  # NaN last
+    tests = int(np.isfinite(p).sum())
+    corrected = np.full(len(p), np.nan)
+    steps = np.arange(tests, 0, -1) * p[order[:tests]]
+    corrected[order[:tests]] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
 
 
 def gain_over(frame: pd.DataFrame, baseline_source: str = "scratch", settings: Sequence[str] = ()) -> pd.DataFrame:

@@ -8,8 +8,9 @@ import pytest
 from scipy import stats
 
 from datamodules.errors import DataError
-from studies.episodes import CANDIDATE, SETTING, draw_episodes, holm, paired_differences, summarise_episodes
+from studies.episodes import CANDIDATE, SETTING, draw_episodes, paired_differences, summarise_episodes
 from studies.results import rows_to_frame
+from studies.statistics import holm
 
 NAMES = ["cat", "dog", "emu"]
 
