@@ -97,11 +97,11 @@ class HiddenManifold:
             "multilabel": (1, self.num_features),
         }[self.task]
         if not low <= self.num_classes <= high:
+            noun = "classes" if self.task == "multiclass" else "labels"
             raise DataError(
-                f"num_classes {self.num_classes} does not suit {self.task} with {self.num_features} features",
-                where="num_classes",
+                f"{self.num_classes} {noun} do not suit a {self.task} task with {self.num_features} latent features",
+                where=f"the number of {noun}",
                 valid=f"{low} to {high}",
-                hint="change num_classes or raise num_features",
             )
 
     @property

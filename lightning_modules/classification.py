@@ -106,6 +106,11 @@ class Classification(BaseTask):
                 f"label_smoothing {label_smoothing}, mixup_alpha {mixup_alpha}",
                 valid="0 ≤ label_smoothing < 1, alpha ≥ 0",
             )
+        if label_smoothing and task != "multiclass":
+            raise ModelError(
+                f"label_smoothing {label_smoothing} with {task} labels would do nothing",
+                valid="0, or classes that exclude each other",
+            )
         if probe_fraction is not None and not 0 < probe_fraction < 1:
             raise ModelError(f"probe_fraction is {probe_fraction}", valid="above 0 and below 1, or null")
         if layer_decay is not None and not 0 < layer_decay <= 1:
@@ -127,7 +132,7 @@ class Classification(BaseTask):
             for parameter in classifier_parameters(self.backbone):
                 nn.init.zeros_(parameter)
         mean, std = preprocessing(self.backbone_name)
-        depth = len(layer_groups(self.backbone, self.granularity))
+        depth = self._count_groups()
         if self.weights is not None:
             report = load_first_groups(self.backbone, self.weights, self.transfer_depth, self.granularity)
             self.weights_report = report
@@ -152,6 +157,16 @@ class Classification(BaseTask):
         self._stand_still(self.frozen_depth)
         self.set_normalisation(list(self._given_mean or mean), list(self._given_std or std))
 
+    def _count_groups(self) -> int:
+        """Number of layer groups; 0 for the few architectures that timm cuts into none, if nothing here counts them."""
+        counted = self.frozen_depth or self.transfer_depth or self.probe_fraction or self.layer_decay
+        try:
+            return len(layer_groups(self.backbone, self.granularity))
+        except ModelError:
+            if counted or self.granularity != "coarse":
+                raise
+            return 0
+
     def configure_losses(self) -> None:
         """Cross-entropy, or binary cross-entropy over the known cells."""
         smoothed = partial(losses.cross_entropy, label_smoothing=self.label_smoothing)
@@ -170,10 +185,12 @@ class Classification(BaseTask):
             return "scratch"
         if self.probe_fraction is not None:
             return "lp_ft"
+        if self.frozen_depth == 0 and self.transfer_depth is None:
+            return "finetune"
         groups = len(layer_groups(self.backbone, self.granularity))
         if self.frozen_depth == groups:
             return "linear_probe"
-        return "finetune" if self.frozen_depth == 0 and self.transfer_depth in (None, groups) else "depth"
+        return "finetune" if self.frozen_depth == 0 and self.transfer_depth == groups else "depth"
 
     def describe(self) -> dict[str, Any]:
         """Architecture, method, protocol and depths."""
@@ -181,7 +198,7 @@ class Classification(BaseTask):
             "architecture": self.backbone_name,
             "method": "supervised",
             "protocol": self.protocol,
-            "transfer_depth": self.transfer_depth,
+            "transfer_depth": None if self.weights is None else self.transferred or self.transfer_depth,
             "frozen_depth": self.frozen_depth,
             "granularity": self.granularity,
         }

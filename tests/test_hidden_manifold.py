@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from datamodules import Synthetic
+from datamodules.errors import DataError
 from datamodules.generator import ImageGenerator
 from datamodules.hidden_manifold import CODE, FLIP, STRAY
 
@@ -153,3 +154,11 @@ def test_the_data_module_passes_all_dials_on():
     dials = {"similarity": 0.1, "shared_features": 0.2, "shared_directions": 0.3, "shared_rule": 0.4}
     data = Synthetic(role="target", classes=5, num_train=20, num_test=5, **dials)
     assert data.generator == ImageGenerator(role="target", num_classes=5, **dials)
+
+
+def test_an_impossible_number_of_classes_names_no_argument_that_the_data_module_lacks():
+    with pytest.raises(DataError) as error:
+        Synthetic(classes=5000)
+    assert "5000 classes" in str(error.value)
+    assert "2 to 2422" in str(error.value)
+    assert "num_" not in str(error.value)

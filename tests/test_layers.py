@@ -10,6 +10,7 @@ from lightning_modules.backbones.checkpoints import load_weights
 from lightning_modules.backbones.factory import classifier_parameters, create_backbone
 from lightning_modules.backbones.layers import first_groups, freeze, layer_groups, set_frozen_eval
 from lightning_modules.backbones.partial import load_first_groups
+from lightning_modules.classification import Classification
 from lightning_modules.errors import ModelError
 
 FAMILIES = [
@@ -127,6 +128,21 @@ def test_unknown_granularities_and_depths_are_named():
         layer_groups(meta("resnet18"), "fine")
     with pytest.raises(ModelError, match=r"0 \(none\) to 9: stem, block1, .*block8"):
         first_groups(meta("resnet18"), 10, "block")
+
+
+def test_a_net_without_groups_trains_whole(tmp_path):
+    """timm cuts a few architectures into no groups: only what counts groups needs them."""
+    net, arguments = "pit_ti_224", {"num_classes": 3, "task": "multiclass"}
+    with torch.device("meta"):
+        assert Classification(net, **arguments).protocol == "scratch"
+    torch.save(create_backbone(net, 5).state_dict(), tmp_path / "weights.pth")
+    model = Classification(net, weights=str(tmp_path / "weights.pth"), **arguments)
+    assert model.protocol == "finetune"
+    assert all(parameter.requires_grad for parameter in model.backbone.parameters())
+    assert model.describe()["transfer_depth"] is None
+    for counting in ({"frozen_depth": -1}, {"layer_decay": 0.5}):
+        with pytest.raises(ModelError, match="no layer groups for pit_ti_224"):
+            Classification(net, weights=str(tmp_path / "weights.pth"), **counting, **arguments)
 
 
 def test_a_block_freezes_within_its_stage():

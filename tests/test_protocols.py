@@ -55,8 +55,8 @@ def weights(tmp_path_factory):
 
 def build(files, backbone="test_resnet", **arguments):
     torch.manual_seed(3)
-    arguments = {"optimizer": SGD, "weights": files[backbone], **arguments}
-    return Classification(backbone, num_classes=3, task="multiclass", **arguments)
+    arguments = {"optimizer": SGD, "weights": files[backbone], "task": "multiclass", **arguments}
+    return Classification(backbone, num_classes=3, **arguments)
 
 
 class Watch(pl.Callback):
@@ -80,13 +80,12 @@ class Watch(pl.Callback):
         self.rates.append({names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]})
 
 
-def fit(model, steps, *, stop=None, path=None, resume=None, epochs=-1, **data):
+def fit(model, steps, *, stop=None, path=None, resume=None, epochs=-1, trainer=None, **data):
     """Fit on generated images; returns what happened, step by step."""
     data = {"num_train": 70, "num_test": 9, "classes": 3, "image_size": 32, "batch_size": 16, **data}
     watch = Watch(stop, path)
     trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
+        **{"accelerator": "cpu", "devices": 1, **(trainer or {})},
         max_steps=steps,
         max_epochs=epochs,
         logger=False,
@@ -124,9 +123,11 @@ def moved(before, after):
     ],
 )
 def test_arguments_amount_to_a_protocol(weights, arguments, protocol, frozen):
-    described = build(weights, **arguments).describe()
+    model = build(weights, **arguments)
+    described = model.describe()
     assert (described["protocol"], described["frozen_depth"]) == (protocol, frozen)
-    assert described["transfer_depth"] == arguments.get("transfer_depth")
+    whole = None if "weights" in arguments else len(layer_groups(model.backbone, model.granularity))
+    assert described["transfer_depth"] == arguments.get("transfer_depth", whole)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,7 @@ def test_arguments_amount_to_a_protocol(weights, arguments, protocol, frozen):
         ({"transfer_depth": 6}, "no depth of 6"),
         ({"transfer_depth": 6, "granularity": "block"}, r"0 \(none\) to 5: stem, block1"),
         ({"granularity": "fine"}, "granularity is 'fine'"),
+        ({"task": "multilabel", "label_smoothing": 0.1}, "label_smoothing 0.1 with multilabel labels would do nothing"),
     ],
 )
 def test_impossible_protocols_are_named(weights, arguments, message):
@@ -369,31 +371,27 @@ def test_a_preset_goes_through_the_command_line(weights, run_cli, tmp_path):
 # Several devices -----------------------------------------------------------------------------------------------------
 
 
+def fit_both_phases(files, path, **trainer):
+    model = build(files, "test_convnext", probe_fraction=0.5, optimizer=partial(SGDAGC, lr=0.5))
+    fit(model, 4, stop=4, path=path, trainer=trainer)
+
+
 @pytest.mark.timeout(300)
-def test_two_processes_share_the_gradients_of_both_phases(weights, run_cli, tmp_path):
+def test_two_processes_share_the_gradients_of_both_phases(weights, tmp_path):
     """DDP learns of parameters when it wraps the net: those that train later must be reduced, too."""
-    words = [
-        *("fit", "--config", ROOT / "configs/data/synthetic.yaml", "--runs_dir", tmp_path, "--wandb", "off"),
-        *("--config", TRANSFER / "lp_ft.yaml", "--trainer.accelerator", "cpu", "--trainer.max_steps", "4"),
-        *("--model.init_args.weights", weights["test_convnext"], "--model.init_args.backbone", "test_convnext"),
-        *("--model.init_args.lr_scheduler", "ConstantSchedule", "--model.init_args.optimizer.init_args.lr", "0.5"),
-        *("--data.init_args.num_train", "70", "--data.init_args.num_test", "9", "--data.init_args.batch_size", "16"),
-        *("--trainer.enable_progress_bar", "false", "--checkpoint_every", "1"),
-    ]
-    assert run_cli(*words, "--run", "one", "--trainer.devices", "1")[0] == 0
-    command = [sys.executable, "cli.py", *map(str, words), "--run", "two"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name in ("FARSHOT_RESUME", "LOCAL_RANK"):
-        environment.pop(name, None)
-    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    done = subprocess.run([*command, *ddp], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+    fit_both_phases(weights, tmp_path / "one.ckpt")
+    # Forks of a process that has trained nothing: autograd's threads, where there are any, do not survive a fork.
+    command = [sys.executable, "-m", "tests.test_protocols", weights["test_convnext"], str(tmp_path / "two.ckpt")]
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (
-        torch.load(tmp_path / "lp_ft" / run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for run in ("one", "two")
-    )
+    one, two = (torch.load(tmp_path / f"{run}.ckpt", weights_only=True)["state_dict"] for run in ("one", "two"))
     for name, value in torch.load(weights["test_convnext"], weights_only=True).items():
         if not name.startswith("head.fc"):
             change = (one[f"backbone.{name}"] - value).norm()
             assert change > 0, name
             assert (two[f"backbone.{name}"] - one[f"backbone.{name}"]).norm() < 0.05 * change, name
+
+
+if __name__ == "__main__":
+    fit_both_phases({"test_convnext": sys.argv[1]}, sys.argv[2], devices=2, strategy="ddp_fork")

@@ -2,9 +2,9 @@
 
 Everything shared: the source's network is the target's, so all its layers, frozen, are best. Nothing shared but the
 look: only the first layers are of use, and freezing all of them costs accuracy. Measured here (accuracy in %, mean of 3
-seeds, 50 images a class, frozen depth 0 to 5; standard deviations are about 1, without frozen layers up to 7):
-    everything shared  30.1  65.7  75.5  81.9  84.5  85.5
-    nothing shared     38.2  62.2  59.2  58.1  58.1  48.8
+seeds, 50 images a class, frozen depth 0 to 5; standard deviations are 0.3 to 2, with one or no layer frozen up to 8):
+    everything shared  26.5  55.1  62.0  75.0  77.5  78.3
+    nothing shared     35.1  57.1  52.3  49.1  48.0  45.2
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from datamodules.generator import ImageGenerator
 
 CLASSES, SHOTS, SEEDS = 10, 50, 3
-LAYERS = ((3, 16, 2), (16, 32, 2), (32, 48, 1), (48, 64, 2), (64, 96, 1))  # channels in and out, stride
+LAYERS = ((3, 16, 2), (16, 24, 2), (24, 32, 1), (32, 48, 2), (48, 64, 1))  # channels in and out, stride
 
 
 def network(seed):
@@ -40,7 +40,7 @@ def train(layers, images, labels, steps, batch, lr, seed):
     """SGD with a cosine schedule after a tenth of warm-up."""
     order = torch.Generator().manual_seed(seed)
     net = nn.Sequential(*layers).train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True)
     warm_up = steps // 10
     for step in range(steps):
         cosine = 0.5 + 0.5 * np.cos(np.pi * max(0, step - warm_up) / (steps - warm_up))
@@ -78,7 +78,7 @@ def sweep(pretrained, target):
 def pretrained():
     groups, classifier = network(0)
     images, labels = draw(ImageGenerator(num_classes=CLASSES), 0, 4000)
-    train([*groups, classifier], images, labels, steps=250, batch=64, lr=0.1, seed=0)
+    train([*groups, classifier], images, labels, steps=200, batch=64, lr=0.1, seed=0)
     return groups
 
 

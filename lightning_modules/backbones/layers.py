@@ -62,7 +62,8 @@ def layer_groups(model: nn.Module, granularity: Granularity = "coarse") -> list[
     except (AttributeError, AssertionError) as error:
         raise ModelError(
             f"timm defines no layer groups for {model_config(model)['architecture']}",
-            hint="leave transfer_depth and frozen_depth unset, or use one of `python cli.py list models`",
+            hint="leave transfer_depth, frozen_depth, granularity, probe_fraction and layer_decay unset, or use one of "
+            "`python cli.py list models`",
         ) from error
     parameters = [name for name, _ in model.named_parameters()]
     buffers = [name for name, _ in model.named_buffers()]
@@ -91,11 +92,13 @@ def layer_groups(model: nn.Module, granularity: Granularity = "coarse") -> list[
 
 
 def first_groups(model: nn.Module, depth: int, granularity: Granularity = "coarse") -> list[LayerGroup]:
-    """Return the first `depth` layer groups, counted from the input.
+    """Return the first `depth` layer groups, counted from the input; none at depth 0, also of a net without groups.
 
     Raises:
         ModelError: `depth` is negative or larger than the number of groups.
     """
+    if depth == 0:
+        return []
     groups = layer_groups(model, granularity)
     if not 0 <= depth <= len(groups):
         raise ModelError(
