@@ -147,8 +147,21 @@ class BaseTask(LightningModule, ABC):
             return
         plan = self.schedule.plan(len(self.trainer.datamodule.rows("train")))  # type: ignore[attr-defined]
         if plan is not None:
+            self._refuse_other_lengths(plan.total)
             self.trainer.fit_loop.epoch_loop.max_steps = plan.total
             self.follow(plan.mixup_alpha)
+
+    def _refuse_other_lengths(self, steps: int) -> None:
+        trainer = self.trainer
+        given = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs or -1}
+        # 1000 epochs are Lightning's own default where nobody sets a length.
+        asked = [f"{name} {value}" for name, value in given.items() if value not in (-1, 1000, steps)]
+        if asked:
+            raise ModelError(
+                f"{' and '.join(asked)} beside a schedule that sets the run's length itself, {steps} steps",
+                where="trainer",
+                hint="leave it out, or set lr_scheduler.init_args.length",
+            )
 
     def follow(self, mixup_alpha: float) -> None:
         """Take over the mixup that a plan prescribes; tasks without mixup ignore it."""

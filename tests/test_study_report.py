@@ -24,8 +24,8 @@ SEEDS = 5
 def write(tmp_path):
     """Write a study of two sources whose results are made up: `value(source, shots, seed)`."""
 
-    def call(value, predictions=False, **changes):
-        block = {**STUDY["blocks"][0], "shots": [1, "full"], "seeds": list(range(SEEDS))}
+    def call(value, predictions=False, block=None, facts_of=lambda cell: {}, **changes):
+        block = {**STUDY["blocks"][0], "shots": [1, "full"], "seeds": list(range(SEEDS)), **(block or {})}
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump({**merge(STUDY, changes), "blocks": [block]}))
         study = read_study(path)
@@ -33,9 +33,10 @@ def write(tmp_path):
             folder = RunFolder(tmp_path / "tiny" / cell.name)
             folder.path.mkdir(parents=True)
             facts = {"run": cell.name, "pretrain_seed": None, "n_test": 40, "seconds": 1.0, **cell.columns}
+            facts |= facts_of(cell)
             rows = []
             if cell.kind == "transfer":
-                number = value(cell.columns["source"], cell.columns["shots"], cell.columns["seed"])
+                number = value(facts["source"], facts["shots"], facts["seed"], *filter(None, [facts.get("source_n")]))
                 per_class = [("auroc", "b", 0.7), ("auroc", "a", 0.6)]
                 found = [("accuracy", None, number), *per_class]
                 rows = [{**facts, "metric": name, "class_name": label, "value": v} for name, label, v in found]
@@ -141,3 +142,55 @@ def test_names_in_a_sentence():
     assert joined(["a"]) == "a"
     assert joined(["a", "b", "c"]) == "a, b and c"
     assert joined(list("abcdef")) == "a, b, c and 3 others"
+
+
+def scaled(source, shots, seed, n=None):
+    """An error that falls with the square root of the source."""
+    noise = 0.002 * np.random.default_rng([seed, len(source), n or 0]).normal()
+    return 1 - (0.8 if n is None else 8.0 * n**-0.5) + noise
+
+
+def test_scale_has_a_law_and_an_interaction(write):
+    sizes = [400, 800, 1600, 3200, 6400, 12800]
+
+    def facts_of(cell):
+        fraction = [size for size in sizes if cell.needs and f"fraction={size / 12800:g}" in cell.needs[0]]
+        return {"source_n": fraction[0]} if fraction else {}
+
+    vary = {"vary": {"data.init_args.fraction": [size / 12800 for size in sizes]}}
+    domains = {"near": "photos", "far": "photos"}
+    study, runs = write(scaled, facts_of=facts_of, sources={"near": vary}, domains=domains)
+    write_study_report(study, runs)
+    page = (runs / "tiny" / "report" / "index.html").read_text()
+    assert "Scale of the source" in page
+    assert "falls with scale" in page
+    assert re.search(r"0\.(49|50|51) \[0\.\d\d, 0\.\d\d\]", page)  # the exponent and its interval
+    assert "too few: no source and target of two domains" in page
+
+
+def test_ours_stand_beside_the_published(write):
+    names = {"cifar100": STUDY["targets"]["far"]}
+    net = {"resnetv2_152x4_bit": STUDY["architectures"]["net"]}
+    block = {
+        "sources": ["imagenet21k"],
+        "targets": ["cifar100"],
+        "architectures": ["resnetv2_152x4_bit"],
+        "shots": [1],
+        "seeds": [0, 1, 2],
+    }
+    study, runs = write(
+        lambda source, shots, seed: 0.45 + 0.01 * seed,
+        block=block,
+        sources={"imagenet21k": STUDY["sources"]["near"]},
+        targets=names,
+        architectures=net,
+        published="cherti2022",
+    )
+    write_study_report(study, runs)
+    folder = runs / "tiny" / "report"
+    (row,) = pd.read_csv(folder / "published.csv").query("metric == 'accuracy'").to_dict("records")
+    assert (round(100 * row["published_mean"], 2), round(100 * row["published_sd"], 2)) == (41.63, 2.85)
+    assert round(100 * row["mean"], 1) == 46.0
+    assert row["standardised"] > 1
+    assert "Beside the published results" in (folder / "index.html").read_text()
+    assert (folder / "published.svg").is_file()

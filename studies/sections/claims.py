@@ -1,6 +1,7 @@
 """Headline numbers with intervals over pre-training, seeds and patients together, from the stored predictions."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ def _measured(material: Material, rows: pd.DataFrame) -> tuple[Measured, str]:
             raise DataError("folds have different test sets")
         if _size(folders) > MOST_CELLS:
             raise DataError("there are too many predictions to resample")
-        return measure(read_runs(folders)), ""
+        measured = measure(read_runs(folders))
+        names = rows.drop_duplicates("run").set_index("run")["source"]
+        return replace(measured, facts=measured.facts.assign(source=measured.facts["run"].map(names))), ""
     except DataError as error:
         return from_rows(rows), f"the interval covers seeds alone: {error.problem}"
 

@@ -45,18 +45,23 @@ class Material:
     baseline: str
     failures: Sequence[Mapping[str, str]]
 
-    @property
+    @cached_property
     def rows(self) -> pd.DataFrame:
-        """Headline rows: one metric a target, over all classes; with "given", the budget's name, in order."""
+        """Headline rows: one metric a target, over all classes.
+
+        Further columns: "given", the budget's name, in order; "family", the source's name, while "source" tells apart
+        what was made from it: "near, n = 400".
+        """
         found = [budget(*(row[name] for name in BUDGET)) for row in records(self.tables.rows[list(BUDGET)])]
         names = [name for _, name in sorted(set(found))]
         given = pd.Categorical([name for _, name in found], categories=names, ordered=True)
-        return self.tables.rows.assign(given=given)
+        rows = self.tables.rows.assign(given=given, family=self.tables.rows["source"])
+        return rows.assign(source=source_labels(rows))
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         """All pairs of sources, p corrected over all of them (see `studies.comparisons.compare`); with "given"."""
-        rows = self.tables.rows
+        rows = self.rows.drop(columns=["given", "family"])
         table = compare(rows, "source") if rows["source"].nunique() > 1 else pd.DataFrame()
         return table.assign(given=[budget_name(row) for row in records(table)]) if len(table) else table
 
@@ -80,6 +85,16 @@ class Material:
             # From scratch there is one protocol, which has no depth.
             mine &= (same | scratch if name not in ("architecture", "image_size") else same).astype(bool)
         return rows[mine]
+
+
+def source_labels(rows: pd.DataFrame) -> pd.Series:
+    """Names of sources that tell apart several sizes, cuts or methods of one: "near, n = 400"."""
+    labels = rows["source"].astype(object)
+    for column, word in (("source_n", "n = "), ("source_dials", ""), ("method", "")):
+        several = rows.groupby("source", dropna=False)[column].transform("nunique") > 1
+        shown = several & rows[column].notna()
+        labels = labels.where(~shown, labels + f", {word}" + rows[column].astype(str))
+    return labels
 
 
 def blocks_of(paragraphs: Iterable[str], folder: Path, caption: str = "") -> list[Block]:

@@ -26,7 +26,7 @@ def scaling(material: Material) -> Section | None:
 
 
 def _curves(material: Material, rows: pd.DataFrame) -> list[Block]:
-    family = rows["source"].map(lambda name: material.study.domains.get(str(name), str(name)))
+    family = rows["family"].map(lambda name: material.study.domains.get(str(name), str(name)))
     rows = rows.assign(family=family.astype(str))
     sizes = rows.groupby(["target", "family", "architecture"], dropna=False)["source_n"].transform("nunique")
     rows = rows[sizes > 1]
@@ -76,7 +76,7 @@ def _interaction(material: Material, rows: pd.DataFrame) -> list[Block]:
     if not domains or rows.empty:
         return []
     try:
-        table = interaction(rows.drop(columns="given"), domains, Scale("source_n"))
+        table = interaction(rows.assign(source=rows["family"]).drop(columns="given"), domains, Scale("source_n"))
     except DataError as error:
         return [Prose(f"No comparison of scale near and far: {error.problem}.")]
     if table.empty:

@@ -7,7 +7,7 @@ from studies.heat_map import heat_map
 from studies.page import Block, FigureBlock, Prose, Section, TableBlock
 from studies.report import verdict
 from studies.report_text import in_words, records
-from studies.sections.material import Material, interval_text
+from studies.sections.material import Material, interval_text, source_labels
 from studies.tables import write_table
 
 
@@ -25,11 +25,14 @@ def _maps(material: Material) -> list[Block]:
     blocks: list[Block] = []
     names = [str(name) for name in chosen["given"].cat.categories if (chosen["given"] == name).any()]
     gains = material.tables.gains
+    missing = {name: None for name in ("source_n", "source_dials", "method") if name not in gains}
+    gains = gains.assign(source=source_labels(gains.assign(**missing)))
     for given in dict.fromkeys([names[0], names[-1]]):
         cells = chosen[chosen["given"] == given]
         keys = cells[["target", "source", "architecture", "protocol"]].drop_duplicates()
         mine = gains[gains["budget"] == given].merge(keys, on=["target", "source", "architecture", "protocol"])
-        mine = mine.drop_duplicates(["source", "target"])
+        if mine.duplicated(["source", "target"]).any():  # another setting varies: the tables have it
+            continue
         if len(mine) < 2:
             continue
         notes = ["n.d." if verdict(row) == "not distinguishable" else "" for row in records(mine)]
