@@ -159,8 +159,7 @@ class BaseTask(LightningModule, ABC):
         if asked:
             raise ModelError(
                 f"{' and '.join(asked)} beside a schedule that sets the run's length itself, {steps} steps",
-                where="trainer",
-                hint="leave it out, or set lr_scheduler.init_args.length",
+                hint="leave it out of the trainer's settings, or set lr_scheduler.init_args.length",
             )
 
     def follow(self, mixup_alpha: float) -> None:

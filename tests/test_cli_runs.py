@@ -139,6 +139,14 @@ def test_steps_instead_of_epochs(fit, tmp_path):
     assert logged.count("validation/loss") == 1  # after training only: nothing selects on validation
 
 
+def test_a_second_length_beside_a_schedule_that_has_one_is_refused(fit):
+    schedule = '{"class_path": "HyperRuleSchedule", "init_args": {"length": 7}}'
+    code, _, err = fit("--trainer.max_epochs=-1", "--trainer.max_steps=3", f"--model.init_args.lr_scheduler={schedule}")
+    assert (code, "Traceback" in err) == (2, False)
+    assert "max_steps 3 beside a schedule that sets the run's length itself, 7 steps" in err
+    assert "lr_scheduler.init_args.length" in err
+
+
 def test_transfer_depths(fit, run_cli, tiny_config, tmp_path):
     fit("--run", "source")
     source = torch.load(tmp_path / "runs/tiny/source/checkpoints/last.ckpt", weights_only=True)["state_dict"]

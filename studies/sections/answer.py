@@ -4,10 +4,16 @@ from typing import Any
 
 import pandas as pd
 
-from studies.report_text import in_words, mean_sd, points, records
+from studies.depth import depth_values, regrets
+from studies.report_text import budget, in_words, mean_sd, points, records
 from studies.sections.material import Material, joined
-from studies.statistics import summarise
+from studies.statistics import BUDGET, summarise
 
+POLICIES = {
+    "freeze all": "freezing all",
+    "fine-tune all": "fine-tuning all",
+    "from scratch": "training from scratch",
+}
 MOST = 6  # sentences about targets; the sections have the others
 
 
@@ -16,8 +22,8 @@ def answer(material: Material) -> list[str]:
     rows = material.rows
     if rows.empty:
         return ["No cell has a result yet."]
-    sentences = []
-    for _, part in rows.groupby("target", sort=True):
+    sentences = _depths(material)
+    for _, part in rows.groupby("target", sort=True) if not sentences else ():
         mine = material.main_protocol(part)
         given = [str(name) for name in mine["given"].cat.categories if (mine["given"] == name).any()]
         for name in dict.fromkeys([given[0], given[-1]]):
@@ -29,6 +35,29 @@ def answer(material: Material) -> list[str]:
     return [*sentences, *scope(material)]
 
 
+def _depths(material: Material) -> list[str]:
+    """Of a sweep of depths: what fixed policies lose at the smallest and the largest budget of each target."""
+    values = depth_values(material.rows.assign(source=material.rows["family"]))
+    if values.empty:
+        return []
+    lost = regrets(values)
+    lost["rank"] = pd.Series([budget(*(row[name] for name in BUDGET)) for row in records(lost)], dtype=object)
+    sentences = []
+    for (target, source), part in lost.groupby(["target", "source"], sort=True):
+        for rank in dict.fromkeys([part["rank"].min(), part["rank"].max()]):
+            mine = {row["policy"]: row for row in records(part[part["rank"] == rank])}
+            losses = [f"{word} loses {_loss(mine[name])}" for name, word in POLICIES.items() if name in mine]
+            if losses:
+                sentences.append(
+                    f"On {target}{in_words(rank[1])} from {source}, against the best depth: {', '.join(losses)} points."
+                )
+    return sentences
+
+
+def _loss(row: dict[str, Any]) -> str:
+    return f"{points(row['regret'])} [{points(row['low'])}, {points(row['high'])}]"
+
+
 def _best_source(material: Material, rows: pd.DataFrame, given: str) -> list[str]:
     """The source with the highest mean at one budget, and from which others it can be told apart."""
     baseline = material.baseline
@@ -37,7 +66,10 @@ def _best_source(material: Material, rows: pd.DataFrame, given: str) -> list[str
         return []
     target, metric = rows["target"].iloc[0], str(rows["metric"].iloc[0]).replace("_", " ").replace("auroc", "AUROC")
     best = records(means)[0]
-    start = f"On {target}{in_words(given)}, {best['source']} has the highest {metric}, "
+    ways = rows.loc[~rows["source"].eq(baseline).fillna(False).astype(bool), "protocol"]
+    way = f" by {ways.iloc[0]}" if material.protocols > 1 and len(ways) else ""
+    place = f"On {target}{in_words(given)}{way}"
+    start = f"{place}, {best['source']} has the highest {metric}, "
     start += f"{mean_sd(best['mean'], best['sd'])} %"
     if len(means) == 1:
         return [

@@ -32,7 +32,9 @@ def claims(material: Material) -> Section | None:
             chosen = mine[mine["given"] == name]
             measured, note = _measured(material, chosen)
             notes += [f"{chosen['target'].iloc[0]}{in_words(name)}: {note}"] if note else []
-            lines += _lines(chosen, name, measured, material.baseline)
+            others = chosen.loc[~chosen["source"].eq(material.baseline).fillna(False).astype(bool), "protocol"]
+            protocol = str(others.iloc[0]) if material.protocols > 1 and len(others) else ""
+            lines += _lines(chosen, name, measured, material.baseline, protocol)
     if not lines:
         return None
     frame = pd.DataFrame(lines)
@@ -41,7 +43,7 @@ def claims(material: Material) -> Section | None:
     caption = (
         "Percent with 95 % intervals over what the column “interval covers” says; differences in points on equal seeds "
         "and patients, p corrected over the table. “These weights only”: there was one pre-training, so the interval "
-        "holds for its weights."
+        "holds for its weights. Of several protocols the one with the most runs is shown."
     )
     blocks: list[Block] = [TableBlock(frame, caption, files=files)]
     if notes:
@@ -72,7 +74,9 @@ def _size(folders: list[Path]) -> float:
     return float(sum(size.num_rows * size.num_columns for size in sizes))
 
 
-def _lines(rows: pd.DataFrame, given: str, measured: Measured, baseline: str) -> Iterator[dict[str, Any]]:
+def _lines(
+    rows: pd.DataFrame, given: str, measured: Measured, baseline: str, protocol: str
+) -> Iterator[dict[str, Any]]:
     metric = str(rows["metric"].iloc[0])
     names = [str(name) for name in measured.facts["source"].unique()]
     reference = measured.of(baseline) if baseline in names else None
@@ -89,6 +93,7 @@ def _lines(rows: pd.DataFrame, given: str, measured: Measured, baseline: str) ->
             continue
         yield {
             "target": rows["target"].iloc[0],
+            **({"protocol": protocol} if protocol else {}),
             "given": given,
             "source": source,
             "metric": metric.replace("_", " ").replace("auroc", "AUROC"),

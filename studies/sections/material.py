@@ -59,6 +59,12 @@ class Material:
         return rows.assign(source=source_labels(rows))
 
     @cached_property
+    def protocols(self) -> int:
+        """Number of protocols, training from scratch not counted."""
+        others = self.rows[~self.rows["source"].eq(self.baseline).fillna(False).astype(bool)]
+        return int(others["protocol"].nunique())
+
+    @cached_property
     def comparisons(self) -> pd.DataFrame:
         """All pairs of sources, p corrected over all of them (see `studies.comparisons.compare`); with "given"."""
         rows = self.rows.drop(columns=["given", "family"])
@@ -77,7 +83,11 @@ class Material:
         names = ["architecture", "protocol", "image_size", "granularity", "transfer_depth", "frozen_depth", "selection"]
         scratch = rows["source"].eq(self.baseline).fillna(False).astype(bool)
         others = rows[~scratch] if (~scratch).any() else rows
-        sizes = others.groupby(names, dropna=False).size().sort_values(ascending=False, kind="stable").reset_index()
+        sizes = others.groupby(names, dropna=False).size().rename("runs").reset_index()
+        # Of a sweep of depths, whose protocols have equally many runs, plain fine-tuning.
+        sizes = sizes.sort_values(
+            ["runs", "frozen_depth", "transfer_depth"], ascending=[False, True, False], kind="stable"
+        )
         key = sizes.iloc[0][names].to_dict()
         mine = pd.Series(True, index=rows.index)
         for name, value in key.items():
