@@ -10,7 +10,7 @@ quickstart: $(STAMP)
 	$(BIN)/python cli.py study run configs/studies/quickstart.yaml
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,10 +23,11 @@ from lightning_modules.callbacks.checkpoints import AtomicCheckpointIO, Checkpoi
 from lightning_modules.callbacks.cost import Cost
 from lightning_modules.callbacks.finite_loss import FiniteLoss
 from lightning_modules.callbacks.jsonl_logger import JsonlLogger
-from lightning_modules.callbacks.wandb_mirror import Mode, WandbMirror
+from lightning_modules.callbacks.wandb_mirror import WandbMirror
+from lightning_modules.callbacks.wandb_mode import Mode
 from lightning_modules.errors import ModelError
 from studies import display, guard, outcome, training_record
-from studies.parsing import ReadableParser
+from studies.parsing import ReadableParser, whole_numbers_first
 from studies.runs import RunError, RunFolder, flatten, hash_of, identity
 
 LINKED = ("num_classes", "task", "class_names")
@@ -123,6 +124,7 @@ class FarshotCLI(LightningCLI):
         ]
         for name, kind, default, text in options:
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        whole_numbers_first(parser)
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 

@@ -305,3 +305,17 @@ class ReadableParser(LightningArgumentParser):
         stop = SystemExit(2)
         stop.add_note(text)  # for a study, which runs many command lines and reports why one of them stopped
         raise stop
+
+
+def whole_numbers_first(parser: argparse.ArgumentParser) -> None:
+    """Read 1 as one batch and not as the share 1.0, which is all of them, where an argument takes int or float.
+
+    `typing` keeps one union of both orders, the first that anything imported has written down, and the parser tries the
+    types in that order.
+    """
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        if hint == int | float | None:
+            action._typehint = int | float | None  # type: ignore[attr-defined]
+        elif hint == int | float:
+            action._typehint = int | float  # type: ignore[attr-defined]

@@ -62,9 +62,7 @@ def write_study_report(study: Study, runs_dir: Path, wandb: str = "off") -> list
     page = Page(study.title, answer(material), facts, [section for section in found if section is not None])
     write_text(folder / "index.html", render_page(page))
     lines = [f"report: {folder / 'index.html'} (text: {written.report})"]
-    if wandb != "off":
-        lines.append(mirror(material, wandb))
-    return lines
+    return lines if wandb == "off" else [*lines, *mirror(material, wandb)]
 
 
 def read_material(study: Study, runs_dir: Path) -> Material:
@@ -87,15 +85,17 @@ def read_material(study: Study, runs_dir: Path) -> Material:
     return Material(study, runs_dir, folder, frame, transfers, tables, BASELINE, failures)
 
 
-def mirror(material: Material, mode: str) -> str:
-    """Send the aggregate rows and figures to W&B; returns a line that says what became of it."""
+def mirror(material: Material, mode: str) -> list[str]:
+    """Send the aggregate rows and figures to W&B; returns a line that says what became of it, none where it is off."""
     from studies.wandb_study import mirror_study
 
     study = material.study
     figures = sorted(material.folder.glob("*.png"))
     config = {"study": study.name, "title": study.title, "cells": len(study.cells)}
     places = {"project": "farshot", "mode": mode, "folder": material.folder}
-    return mirror_study(study.name, material.transfers, figures, config=config, **places)  # type: ignore[arg-type]
+    found = mirror_study(study.name, material.transfers, figures, config=config, **places)  # type: ignore[arg-type]
+    later = f" (wandb sync {material.folder}/wandb/offline-run-* sends it)" if found == "offline" else ""
+    return [f"W&B: {found}{later}"] if found != "off" else []
 
 
 def headline_metrics(frame: pd.DataFrame) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from studies.results import collect
+from studies.store import collect
 from tests.data import nih, tables
 
 COLUMNS = (

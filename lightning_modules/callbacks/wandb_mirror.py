@@ -1,22 +1,91 @@
 """Mirrors metrics to Weights & Biases; whatever happens to the mirror, the run goes on."""
 
 import logging
-import netrc
 import os
 import threading
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from lightning_modules.callbacks.wandb_mode import Mode, choose_mode, plain_name
+
 log = logging.getLogger("farshot.wandb")
-Mode = Literal["auto", "online", "offline", "off"]
 PATIENCE = float(os.environ.get("FARSHOT_WANDB_PATIENCE", "10"))
 """Seconds that the mirror may cost at the start and at the end; more on a busy machine, where W&B starts slowly."""
+
+
+def open_run(
+    mode: str, *, folder: Path, project: str, group: str, name: str, job_type: str | None, config: Mapping[str, Any]
+) -> Any:
+    """Open a W&B run that records nothing but what it is given: online within a short wait, else offline, else None.
+
+    Args:
+        mode: online or offline.
+        folder: Its files are kept in `wandb/` there.
+        project: W&B project.
+        group: W&B group: the experiment or study.
+        name: The run's name, unique in its group.
+        job_type: What kind of run it is: pretrain, transfer, report.
+        config: Configuration to show, without data paths.
+    """
+    facts: dict[str, Any] = {"project": project, "group": group, "name": name, "job_type": job_type}
+    key = plain_name(f"{group}-{name}")
+    # W&B holds the id of an attempt that was given up until the process ends.
+    attempts = {mode: key, "offline": key if mode == "offline" else f"{key}-offline"}
+    for attempt, run_id in attempts.items():
+        start = partial(_init, mode=attempt, id=run_id, dir=str(folder), config=dict(config), **facts)
+        run, reason = within_patience(start)
+        if reason is None:
+            return run
+        log.warning("W&B %s: %s; the run goes on without it (results are in %s)", attempt, reason, folder)
+    return None
+
+
+def _init(**facts: Any) -> Any:
+    # W&B reports its own errors to its makers: stack traces hold paths, and at exit it waits 20 s to send them nowhere.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    return wandb.init(
+        resume="allow",
+        # No host name, program, arguments or code: they may hold names and paths.
+        settings=wandb.Settings(
+            init_timeout=PATIENCE,
+            reinit="create_new",  # not a run of this process that was given up and is still open
+            silent=True,
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_disable_stats=True,
+        ),
+        **facts,
+    )
+
+
+def within_patience(call: Callable[[], object]) -> tuple[Any, BaseException | str | None]:
+    """Run `call` beside the main thread with a bounded wait; returns its result, and why there is none (else None)."""
+    results: list[object] = []
+    errors: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(PATIENCE + 2.0)
+    if results:
+        return results[0], None
+    return None, errors[0] if errors else f"no answer after {PATIENCE:.0f} s"
 
 
 class WandbMirror(Logger):
@@ -28,9 +97,18 @@ class WandbMirror(Logger):
         group: W&B group: the experiment or study.
         mode: auto = online with a key, else offline. `WANDB_MODE` in the environment wins over auto.
         config: Configuration to show, without data paths.
+        job_type: W&B job type: pretrain or transfer.
     """
 
-    def __init__(self, folder: Path, project: str, group: str, mode: Mode, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        project: str,
+        group: str,
+        mode: Mode,
+        config: dict[str, Any],
+        job_type: str | None = None,
+    ) -> None:
         super().__init__()
         self.folder, self.project, self.group, self.mode, self.config = (
             Path(folder),
@@ -39,6 +117,7 @@ class WandbMirror(Logger):
             mode,
             config,
         )
+        self.job_type = job_type
         self._run: Any = None
         self._broken = False
 
@@ -56,48 +135,20 @@ class WandbMirror(Logger):
     def start(self) -> None:
         """Open the W&B run: online if possible within a short wait, else offline, else not at all."""
         mode = self._mode()
-        if mode == "off":
-            self._broken = True
-            return
-        attempts = [mode, "offline"] if mode == "online" else [mode]
-        for attempt in attempts:
-            if self._guarded(lambda attempt=attempt: self._open(attempt)) and self._run is not None:  # type: ignore[misc]
-                self._broken = False
-                return
-        self._broken = True
+        if mode != "off":
+            self._run = open_run(
+                mode,
+                folder=self.folder,
+                project=self.project,
+                group=self.group,
+                name=self.folder.name,
+                job_type=self.job_type,
+                config=self.config,
+            )
+        self._broken = self._run is None
 
     def _mode(self) -> str:
-        if self.mode != "auto":
-            return self.mode
-        wanted = os.environ.get("WANDB_MODE", "")
-        if wanted in ("disabled", "dryrun", "offline", "online"):
-            return {"disabled": "off", "dryrun": "offline"}.get(wanted, wanted)
-        return "online" if _has_key() else "offline"
-
-    def _open(self, mode: str) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            project=self.project,
-            group=self.group,
-            name=self.folder.name,
-            id=f"{self.group}-{self.folder.name}",
-            resume="allow",
-            dir=str(self.folder),
-            mode=mode,  # type: ignore[arg-type]
-            config=self.config,
-            # No host name, program, arguments or code: they may hold names and paths.
-            settings=wandb.Settings(
-                init_timeout=PATIENCE,
-                silent=True,
-                console="off",
-                disable_code=True,
-                disable_git=True,
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                x_disable_stats=True,
-            ),
-        )
+        return choose_mode(self.mode)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -124,34 +175,9 @@ class WandbMirror(Logger):
             self._run = None
 
     def _guarded(self, call: Callable[[], object]) -> bool:
-        """Run `call` beside the main thread with a bounded wait; on failure or delay the mirror is given up."""
-        errors: list[BaseException] = []
-
-        def attempt() -> None:
-            try:
-                call()
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=attempt, daemon=True)
-        thread.start()
-        thread.join(PATIENCE + 2.0)
-        if thread.is_alive() or errors:
-            reason = errors[0] if errors else f"no answer after {PATIENCE:.0f} s"
+        """Run `call` with a bounded wait; on failure or delay the mirror is given up."""
+        _, reason = within_patience(call)
+        if reason is not None:
             log.warning("W&B: %s; the run goes on without it (results are in %s)", reason, self.folder)
             self._broken = True
-            return False
-        return True
-
-
-def _has_key() -> bool:
-    """Whether a W&B key is configured in the environment or in .netrc, without asking the network."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        import wandb
-
-        host = urlsplit(wandb.Settings().base_url).hostname
-        return host is not None and netrc.netrc().authenticators(host) is not None
-    except Exception:  # no .netrc, or one that cannot be read: then there is no key
-        return False
+        return reason is None

@@ -125,7 +125,7 @@ def run_and_report(options: argparse.Namespace) -> None:
 
 def cell_mirror(mode: str) -> str:
     """Mode of the mirror of single cells: unasked, thousands of them are mirrored only where there is a key."""
-    from lightning_modules.callbacks.wandb_mirror import has_key
+    from lightning_modules.callbacks.wandb_mode import has_key
 
     return ("online" if has_key() else "off") if mode == "auto" and "WANDB_MODE" not in os.environ else mode
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from studies import figures
-from studies.overlay import published_rows, standardised_differences
+from studies.overlay import NOTE, published_rows, standardised_differences
 from studies.overlay_figures import overlay_figure
 from studies.page import Block, FigureBlock, Prose, Section, TableBlock
 from studies.report_text import budget_name, mean_sd, records
@@ -14,7 +14,7 @@ from studies.tables import write_table
 def beside_published(material: Material) -> Section | None:
     """A figure and a table, where the study names published results."""
     name = material.study.published
-    if name is None:
+    if name is None or material.study.scale is not None:  # a rehearsal bears the names of what it stands for
         return None
     theirs = published_rows()
     theirs = theirs[theirs["study"] == name]
@@ -46,5 +46,5 @@ def beside_published(material: Material) -> Section | None:
             for row in records(table)
         ]
     )
-    blocks.append(TableBlock(shown, "Differences to the published means, in points.", files=files))
+    blocks.append(TableBlock(shown, f"Differences to the published means, in points. {NOTE}", files=files))
     return Section("Beside the published results", blocks)

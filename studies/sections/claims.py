@@ -53,15 +53,15 @@ def claims(material: Material) -> Section | None:
 
 def _measured(material: Material, rows: pd.DataFrame) -> tuple[Measured, str]:
     """Predictions of all runs under the same draws of patients; the rows alone, and why, where that is impossible."""
-    folders = [material.run_folder(str(cell)) for cell in rows["cell"].unique()]
+    cells = rows.drop_duplicates("cell")
+    folders = [material.run_folder(str(cell)) for cell in cells["cell"]]
     try:
         if rows["fold"].notna().any():
             raise DataError("folds have different test sets")
         if _size(folders) > MOST_CELLS:
             raise DataError("there are too many predictions to resample")
         measured = measure(read_runs(folders))
-        names = rows.drop_duplicates("run").set_index("run")["source"]
-        return replace(measured, facts=measured.facts.assign(source=measured.facts["run"].map(names))), ""
+        return replace(measured, facts=measured.facts.assign(source=cells["source"].to_numpy())), ""
     except DataError as error:
         return from_rows(rows), f"the interval covers seeds alone: {error.problem}"
 
