@@ -84,6 +84,24 @@ def test_given_weights_are_an_axis(write):
     assert all(not cell.needs and "architecture" not in cell.columns for cell in study.cells)
 
 
+def test_given_weights_bring_their_architecture_along(write, tmp_path):
+    source = write({"sources": ["near"], "shots": [1], "seeds": [0]}, name="first")
+    assert run_study(read_study(source), tmp_path) == []
+    (weights,) = (tmp_path / "first").glob("pretrain*")
+    path = write(name="second", weights={"mine": str(weights)})
+    spec = yaml.safe_load(path.read_text())
+    spec["blocks"] = [{"weights": ["mine"], "targets": ["far"], "protocols": ["finetune"], "shots": [1], "seeds": [0]}]
+    spec["config"] = merge(spec["config"], {"model": {"class_path": "Classification"}})
+    path.write_text(yaml.safe_dump(spec))
+    assert run_study(read_study(path), tmp_path) == []
+    old, new = (collect(tmp_path / name).query("metric == 'accuracy'") for name in ("first", "second"))
+    old = old[old["protocol"] == "finetune"]
+    assert set(new["architecture"]) == {"test_resnet"}
+    assert set(new["source"]) == {"mine"}
+    assert new["value"].tolist() == old["value"].tolist()
+    assert new["weights_hash"].tolist() == old["weights_hash"].tolist()
+
+
 def test_a_scale_replaces_parts_axes_and_settings(write):
     tiny = {
         "axes": {"seeds": [7]},
@@ -292,7 +310,7 @@ def test_killed_studies_end_like_undisturbed_ones(write, tmp_path):
     assert len(frames[0]) > 100
 
 
-def test_a_worker_that_dies_costs_its_cell_a_try(write, tmp_path):
+def test_a_worker_that_dies_costs_its_cell_a_try(write, tmp_path, monkeypatch):
     """The first try of one cell kills its process, as the kernel does when memory runs out."""
     path = write({"sources": ["scratch"], "shots": [1], "seeds": [0, 1, 2]})
     study = read_study(path)
@@ -312,11 +330,9 @@ def test_a_worker_that_dies_costs_its_cell_a_try(write, tmp_path):
         "if 'studies.worker' in ' '.join(sys.orig_argv):\n"
         "    threading.Thread(target=watch, daemon=True).start()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(hook), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command(path, tmp_path / "runs", "--jobs", "2"), env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("PYTHONPATH", str(hook))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert run_study(study, tmp_path / "runs", jobs=2) == []
     assert marker.exists()
     assert len(list((tmp_path / "runs" / "tiny").glob("*/summary.json"))) == 3
     assert "SIGKILL" in (doomed / "failed.log").read_text()
