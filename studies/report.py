@@ -89,6 +89,7 @@ def write_report(
     baseline: str = "scratch",
     chance: Mapping[str, float] | None = None,
     failures: Sequence[Mapping[str, str]] = (),
+    everything: pd.DataFrame | None = None,
 ) -> Report:
     """Write `report.md` with `results.csv`, `summary.csv`, `summary.md`, `gains.csv` and figures beside it.
 
@@ -100,6 +101,7 @@ def write_report(
         baseline: The source that gains are measured against.
         chance: Target → the metric of a guess, a fraction in [0, 1], for the figures; 0.5 is known for AUROC.
         failures: Cells without a result: mappings with the keys "cell" and "reason".
+        everything: Rows of `results.csv`, where those are more than the report's own.
 
     Raises:
         ResultsError: Without rows, for doubled rows, for a target without a metric to show, or for a metric
@@ -120,7 +122,7 @@ def write_report(
         gains=folder / "gains.csv",
         figures=_write_figures(rows, settings, folder, baseline, chance or {}),
     )
-    write_csv(frame, report.results)
+    write_csv(frame if everything is None else everything, report.results)
     write_csv(summary.drop(columns="budget"), report.summary_csv)
     write_csv(gains.drop(columns="budget"), report.gains)
     paragraphs = [

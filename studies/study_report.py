@@ -9,7 +9,6 @@ from datamodules.atomic import write_text
 from studies.jobs import lost_cells
 from studies.page import Page, Section, render_page
 from studies.report import make_tables, write_report
-from studies.results import write_csv
 from studies.runner import folder_of
 from studies.sections.answer import answer
 from studies.sections.beside_published import beside_published
@@ -54,8 +53,8 @@ def write_study_report(study: Study, runs_dir: Path, wandb: str = "off") -> list
         baseline=BASELINE,
         chance=chance_levels(material.transfers),
         failures=material.failures,
+        everything=material.frame,  # pre-training too
     )
-    write_csv(material.frame, folder / "results.csv")  # pre-training too
     found = [section(material) for section in SECTIONS]
     cells = material.frame["cell"].nunique()
     facts = {"cells with a result": f"{cells:,} of {len(study.cells):,}", "seeds": str(material.rows["seed"].nunique())}
