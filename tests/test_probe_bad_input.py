@@ -182,6 +182,7 @@ def test_rows_say_of_a_source_what_runs_say(tmp_path):
 
 
 def slow_probe(weights):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the suite runs in the background
     read = studied._read_batches
 
     def slowly(*arguments):
