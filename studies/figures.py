@@ -110,7 +110,7 @@ def few_shot_curves(
                 bottom, top = axes.get_ylim()
                 axes.set_ylim(min(bottom, y - 0.03 * (top - bottom)), max(top, y + 0.03 * (top - bottom)))
                 ends["chance"] = (axes.get_xlim()[1], y)
-            _decorate_shots(axes, positions, panel_width)
+            decorate_shots(axes, positions, panel_width)
             axes.set_title(titles[panel], loc="left")
             if column == 0 or summary["metric"].nunique() > 1:
                 name = inside["metric"].iloc[0].replace("_", " ").replace("auroc", "AUROC")
@@ -240,11 +240,11 @@ def _draw_panel(
             ends[name] = (float(x[-1] + shift), float(mean[-1]))
     margin = 0.06 * max(right - left, 0.6)
     axes.set_xlim(left - margin, right + margin)
-    axes.set_ylim(*_y_limits(summary, values))
+    axes.set_ylim(*y_limits(summary, values))
     return ends
 
 
-def _y_limits(summary: pd.DataFrame, values: pd.DataFrame) -> tuple[float, float]:
+def y_limits(summary: pd.DataFrame, values: pd.DataFrame) -> tuple[float, float]:
     """Limits in percent that hold all values, and intervals up to a quarter of the values' range beyond."""
     seen = 100 * pd.concat([values["value"], summary["mean"]]).dropna().to_numpy(dtype=float)
     if not seen.size:
@@ -257,7 +257,7 @@ def _y_limits(summary: pd.DataFrame, values: pd.DataFrame) -> tuple[float, float
     return max(bottom - pad, min(low, 0.0) - pad), min(top + pad, 100.0 + pad)
 
 
-def _decorate_shots(axes: "Axes", positions: Mapping[str, float], width: float) -> None:
+def decorate_shots(axes: "Axes", positions: Mapping[str, float], width: float) -> None:
     """Put ticks at the shots, without labels that would touch (panel `width` in points), and axis breaks."""
     left, right = axes.get_xlim()
     texts: list[str] = []

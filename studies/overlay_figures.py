@@ -69,7 +69,7 @@ def overlay_figure(
             axes = figure.add_subplot(grid[row, column])
             mine, their = (table[(table[PANEL] == panel).all(axis=1)] for table in (own, published))
             _draw_panel(axes, mine, their, positions, styles)
-            figures._decorate_shots(axes, positions, panel_width)
+            figures.decorate_shots(axes, positions, panel_width)
             axes.set_title(figures.wrap(f"{panel[1]}\n{panel[2]}", panel_width), loc="left")
             axes.set_ylabel(f"{panel[3].replace('_', ' ').replace('auroc', 'AUROC')} (%)")
             if (row + 1, column) not in places:
@@ -172,7 +172,7 @@ def _draw_panel(
     middle = published["published_mean"]
     shown = pd.DataFrame({"mean": middle, "low": middle - spread, "high": middle + spread})
     shown = pd.concat([shown, own[["mean", "low", "high"]]], ignore_index=True)
-    axes.set_ylim(*figures._y_limits(shown, pd.DataFrame({"value": shown["mean"]})))
+    axes.set_ylim(*figures.y_limits(shown, pd.DataFrame({"value": shown["mean"]})))
 
 
 def _points(
