@@ -1,15 +1,26 @@
 """Blocks of a study become cells: the product of their axes, each weights once, trials before what they choose."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import closest
-from studies.cells import SCRATCH, Cell
-from studies.layers import StudyError, check_keys, merge, nest, read_layer
-from studies.runs import hash_of, identity
+from studies.cells import SCRATCH, Cell, cell_name, content_of
+from studies.layers import (
+    BY_ARCHITECTURE,
+    VARY,
+    Place,
+    StudyError,
+    check_keys,
+    merge,
+    read_layer,
+    refuse_repeats,
+    split_layer,
+    vary_layers,
+)  # fmt: skip
+from studies.runs import identity
 from studies.tuning import Candidate, Tuning, read_tuning
 
 PARTS = ("architectures", "sources", "targets", "protocols")
@@ -22,8 +33,34 @@ DIALS = tuple(
     for name in ("fraction", "num_images", "few_shot_seed", "num_classes_kept", "label_noise", "curation")
 )
 """Settings of a source that result rows show in columns of their own (source_n, source_dials)."""
-VARY, BY_ARCHITECTURE = "vary", "by_architecture"
-WORD = "-"  # joins the words of a cell's name
+SHOWN = (
+    *DIALS,
+    *(f"model.init_args.{name}" for name in ("transfer_depth", "frozen_depth", "granularity")),
+    *(f"data.init_args.{name}" for name in ("folds", "fold", "fold_by", "split", "image_size")),
+    *("select", "monitor"),
+)
+"""Settings of a transfer that result rows show, so that cells which differ in them are never averaged."""
+
+
+def _whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str | int | float) and value != ""
+
+
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "shots": (lambda value: value == "full" or _whole(1)(value), "whole numbers from 1, or full"),
+    "num_images": (_whole(1), "whole numbers from 1"),
+    "fraction": (_is_fraction, "numbers above 0, up to 1"),
+    **dict.fromkeys(("seeds", "pretrain_seeds"), (_whole(0), "whole numbers from 0")),
+}
+"""What an axis may hold, and how to say so; the others hold names."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +68,19 @@ class Variant:
     """A named layer, or one combination of what it varies.
 
     Attributes:
-        label: Its name, with the values that it stands for: "near (fraction=0.1)".
+        name: Its name.
+        label: The same, with the values that it stands for: "near (fraction=0.1)".
         column: What result rows call it: without values that other columns show.
         layer: Its settings.
+        varied: Those that it varies: nothing but a scale is laid over them, so that its label is true.
         by_architecture: Further settings of a source for the architectures named.
     """
 
+    name: str
     label: str
     column: str
     layer: dict[str, Any]
+    varied: dict[str, Any]
     by_architecture: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -53,6 +94,7 @@ class Start:
         seed: Seed of its pre-training.
         cell: The pre-training cell, or None.
         weights: Given weights, or None.
+        identity: What decides the result of starting here, or None.
     """
 
     source: str | None
@@ -60,6 +102,7 @@ class Start:
     seed: int | None = None
     cell: Cell | None = None
     weights: str | None = None
+    identity: str | None = None
 
 
 @dataclass
@@ -72,6 +115,8 @@ class Expansion:
         axes: Axes of a scale, which replace those of every block that has them.
         over: Settings of a scale, laid over every cell.
         cells: Cells by name, in the order in which they were met.
+        alike: Cells by all that result rows tell them apart by.
+        given: Weights by what result rows call them.
     """
 
     path: Path
@@ -79,33 +124,40 @@ class Expansion:
     axes: Mapping[str, Any] = field(default_factory=dict)
     over: Mapping[str, Any] = field(default_factory=dict)
     cells: dict[str, Cell] = field(default_factory=dict)
+    alike: dict[tuple[Any, ...], Cell] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def _where(self) -> str:
-        return f"{self.path}, blocks"
-
-    def add(self, block: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    def add(self, block: Mapping[str, Any], base: Mapping[str, Any], place: Place) -> None:
         """Add the cells of one block; cells that are there already stay.
 
+        Args:
+            block: The block.
+            base: Settings of every cell.
+            place: Where it stands, for messages.
+
         Raises:
-            StudyError: Unknown keys or names, empty lists, no or several budgets.
+            StudyError: Unknown keys or names, empty lists, values that an axis cannot have, no or several budgets, or
+                cells that would be averaged although they differ.
         """
-        check_keys(block, BLOCK_KEYS, self._where)
+        self.place = place
+        check_keys(block, BLOCK_KEYS, place)
         block = {**block, **{axis: values for axis, values in self.axes.items() if axis in block}}
         budgets = [key for key in BUDGETS if key in block]
         if len(budgets) != 1:
             raise StudyError(
-                f"a block needs exactly one of {', '.join(BUDGETS)}, not {budgets or 'none'}", where=self._where
+                f"a block needs exactly one of {', '.join(BUDGETS)}, not {budgets or 'none'}", where=str(place)
             )
         if ("weights" in block) == ("sources" in block):
-            raise StudyError("a block needs either sources or weights", where=self._where)
+            raise StudyError("a block needs either sources or weights", where=str(place))
         own = read_layer(block.get("config"), self.path)
-        tuning = read_tuning(block["tune"], self._where) if "tune" in block else None
+        tuning = read_tuning(block["tune"], place.at("tune")) if "tune" in block else None
         targets, protocols = (self._variants(block, part) for part in ("targets", "protocols"))
-        axes = (targets, protocols, _depths(block, self._where), _folds(block, self._where), self._varied(block))
-        for start, architecture, common in self._starts(block, base):
+        axes = (targets, protocols, _depths(block, place), _folds(block, place), self._varied(block))
+        values, seeds = self._values(block, budgets[0]), self._values(block, "seeds", [0])
+        for start, architecture, common, above in self._starts(block, base):
             for target, protocol, depth, fold, varied in product(*axes):
-                layers = merge(common, protocol.layer, target.layer, own, depth, fold, varied.layer)
+                layers = merge(common, protocol.layer, target.layer, own)
+                layers = merge(layers, above, protocol.varied, target.varied, depth, fold, varied.varied)
                 columns = {
                     "source": start.source,
                     "architecture": architecture,
@@ -113,42 +165,75 @@ class Expansion:
                     "protocol": " ".join(filter(None, (protocol.column, varied.column))),
                     "pretrain_seed": start.seed,
                 }
-                for value, seed in product(self._values(block, budgets[0]), self._values(block, "seeds", [0])):
-                    self._transfer(start, layers, columns, _words(depth, fold), (budgets[0], value), seed, tuning)
+                words = _words(depth if start.source != SCRATCH else {}, fold)
+                for value, seed in product(values, seeds):
+                    self._transfer(start, layers, columns, words, (budgets[0], value), seed, tuning)
 
     # Where transfers start ---------------------------------------------------------------------------------------
 
     def _starts(
         self, block: Mapping[str, Any], base: Mapping[str, Any]
-    ) -> Iterator[tuple[Start, str | None, dict[str, Any]]]:
-        """Yield where to start, the architecture's name (None: the weights say) and the layers that go with them."""
+    ) -> Iterator[tuple[Start, str | None, dict[str, Any], dict[str, Any]]]:
+        """Yield starts, each with architecture (None: the weights say), layers, and what the architecture varies."""
         if "weights" in block:
-            if "architectures" in block:
-                raise StudyError("weights bring their architecture along: leave architectures out", where=self._where)
-            known = self.spec.get("weights") or {}
+            for key in ("architectures", "pretrain_seeds"):
+                if key in block:
+                    raise StudyError(f"weights are trained already: leave {key} out", where=str(self.place.at(key)))
             for name in self._values(block, "weights"):
-                weights = str(known.get(name, name))
-                label = str(name) if name in known or not Path(weights).exists() else Path(weights).name
-                yield Start(label, label.replace("/", "_"), weights=weights), None, dict(base)
+                yield self._given_start(name), None, dict(base), {}
             return
         pretrain_seeds = self._values(block, "pretrain_seeds", [0])
         for architecture in self._variants(block, "architectures"):
-            common = merge(base, architecture.layer)
+            common, varied = merge(base, architecture.layer), architecture.varied
             for name in self._values(block, "sources"):
                 if name == SCRATCH:
-                    yield Start(SCRATCH, SCRATCH), architecture.column, common
+                    yield Start(SCRATCH, SCRATCH), architecture.column, common, varied
                     continue
                 for source, seed in product(self._named("sources", name), pretrain_seeds):
-                    own = read_layer(source.by_architecture.get(architecture.label), self.path)
-                    cell = self._pretrain(merge(common, source.layer, own), architecture.label, source, seed)
-                    yield Start(source.column, source.label, seed, cell), architecture.column, common
+                    own = read_layer(source.by_architecture.get(architecture.name), self.path)
+                    layers = merge(common, source.layer, own, varied, source.varied)
+                    # A source of another method names another model class, whose arguments begin anew: the net stays.
+                    net = (merge(architecture.layer, varied).get("model") or {}).get("init_args") or {}
+                    layers = merge({"model": {"init_args": net}}, layers)
+                    cell = self._pretrain(layers, architecture.label, source, seed)
+                    start = Start(source.column, source.label, seed, cell, identity=cell.name)
+                    yield start, architecture.column, common, varied
+
+    def _given_start(self, name: Any) -> Start:
+        """Where given weights lead to.
+
+        Raises:
+            StudyError: Result rows could not tell them from others.
+        """
+        known = self.spec.get("weights") or {}
+        weights = str(known.get(name, name))
+        label = str(name) if name in known or not Path(weights).exists() else Path(weights).name
+        if self.given.setdefault(label, weights) != weights or label in {SCRATCH, *(self.spec.get("sources") or {})}:
+            raise StudyError(
+                f"{weights} would be called {label} in the results, as others are",
+                where=str(self.place.at("weights")),
+                hint="give it a name of its own: weights: {NAME: PATH}, and NAME in the block",
+            )
+        return Start(label, label, weights=weights, identity=content_of(weights))
 
     def _pretrain(self, layers: Mapping[str, Any], architecture: str, source: Variant, seed: int) -> Cell:
         config = merge(layers, {"seed_everything": seed}, self.over)
-        name = WORD.join(["pretrain", source.label, architecture, f"p{seed}", hash_of(identity(config))[:8]])
+        name = cell_name(["pretrain", source.label, architecture, f"p{seed}"], identity(config))
         columns = {"study": self.spec["name"], "cell": name, "source": SCRATCH, "target": source.column}
-        cell = Cell(name, "pretrain", config, {**columns, "protocol": "pretrain"})
-        return self.cells.setdefault(name, cell)
+        return self._keep(Cell(name, "pretrain", config, {**columns, "protocol": "pretrain"}))
+
+    def _keep(self, cell: Cell) -> Cell:
+        """The cell, or the one that is there already.
+
+        Raises:
+            StudyError: The one that is there means something else.
+        """
+        known = self.cells.setdefault(cell.name, cell)
+        if known.columns != cell.columns:
+            raise StudyError(
+                f"two cells would share the folder {cell.name}", where=str(self.place), hint="rename a part"
+            )
+        return known
 
     # Transfers ---------------------------------------------------------------------------------------------------
 
@@ -162,7 +247,7 @@ class Expansion:
         seed: int,
         tuning: Tuning | None,
     ) -> None:
-        kind, value = budget
+        kind, value = budget[0], float(budget[1]) if budget[0] == "fraction" else budget[1]
         draw = {kind: value, "few_shot_seed": seed}
         config = merge(layers, {"seed_everything": seed, "data": {"init_args": draw}})
         if start.cell is None and start.weights is None:  # from scratch there is nothing to transfer or freeze
@@ -171,7 +256,6 @@ class Expansion:
         if start.weights is not None:
             config = merge(config, {"model": {"init_args": {"weights": start.weights}}})
         config = merge(config, self.over)
-        weights = start.cell.name if start.cell is not None else start.weights
         needs = (start.cell.name,) if start.cell is not None else ()
         shown = {name: found for name, found in columns.items() if found is not None or name == "pretrain_seed"}
         shown |= {kind: str(value) if kind == "shots" else value, "seed": seed, "study": self.spec["name"]}
@@ -179,10 +263,12 @@ class Expansion:
         words = [columns["target"], *origin, f"{kind}{value}", f"s{seed}"]
 
         def cell(config: dict[str, Any], kind: Any, words: list[str], more: Any = None, **facts: Any) -> Cell:
-            decides = identity(config, weights) | ({"tune": more} if more is not None else {})
-            name = WORD.join([*words, hash_of(decides)[:8]])
+            decides = identity(config, start.identity) | ({"tune": more} if more is not None else {})
+            name = cell_name(words, decides)
             made = Cell(name, kind, config, {**shown, "cell": name}, weights=needs[0] if needs else None, **facts)
-            return self.cells.setdefault(name, made)
+            if kind == "transfer":
+                self._refuse_alike(made, decides, (*shown.items(), start.identity, repr(more)))
+            return self._keep(made)
 
         if tuning is None:
             cell(config, "transfer", words, needs=needs)
@@ -198,12 +284,31 @@ class Expansion:
         choice = {"tuning": tuning, "candidates": tuple(candidates)}
         cell(config, "transfer", words, tuning.describe(), needs=(*needs, *names), **choice)
 
+    def _refuse_alike(self, cell: Cell, flat: Mapping[str, Any], shown: tuple[Any, ...]) -> None:
+        """Raise a StudyError where another cell differs in nothing that result rows show: they would be averaged."""
+        other = self.alike.setdefault((*shown, *(repr(flat.get(key)) for key in SHOWN)), cell)
+        if other.name == cell.name:
+            return
+        flat, former = identity(cell.config), identity(other.config)
+        keys = sorted(key for key in flat.keys() | former.keys() if flat.get(key) != former.get(key))
+        raise StudyError(
+            f"two cells of {cell.columns['target']} from {cell.columns.get('source')} differ in {keys[0]} "
+            f"({former.get(keys[0])!r}, {flat.get(keys[0])!r}), which no column of the results shows",
+            where=str(self.place),
+            hint="they would be averaged: give one a protocol of its own name, or use vary",
+        )
+
     # Axes --------------------------------------------------------------------------------------------------------
 
     def _values(self, block: Mapping[str, Any], key: str, default: list[Any] | None = None) -> list[Any]:
-        value = block.get(key, default)
+        value, where = block.get(key, default), self.place.at(key)
         if not isinstance(value, list) or not value:
-            raise StudyError(f"{key} should be a list that is not empty, not {value!r}", where=self._where)
+            raise StudyError(f"{key} should be a list that is not empty, not {value!r}", where=str(where))
+        fits, valid = VALUES.get(key, (_is_name, "names"))
+        for item in value:
+            if not fits(item):
+                raise StudyError(f"{key}: {item!r}", where=str(where), valid=valid)
+        refuse_repeats(value, where, key)
         return value
 
     def _variants(self, block: Mapping[str, Any], part: str) -> list[Variant]:
@@ -215,82 +320,58 @@ class Expansion:
             near = closest(name, parts)
             raise StudyError(
                 f"{part} has no {name!r}" + (f"; did you mean {near!r}?" if near else ""),
-                where=self._where,
+                where=str(self.place.at(part)),
                 valid=list(parts),
             )
+        place = Place(self.path, (part, str(name)))
         special, bare = split_layer(parts[name])
+        own = special.get(BY_ARCHITECTURE) or {}
+        if part == "sources":
+            check_keys(own, tuple(self.spec.get("architectures") or {}), place.at(BY_ARCHITECTURE))
         settings = read_layer(bare, self.path)
         shown = DIALS if part == "sources" else ()
         return [
-            Variant(f"{name}{label}", f"{name}{column}", merge(settings, varied), special.get(BY_ARCHITECTURE) or {})
-            for label, column, varied in vary_layers(special.get(VARY), self._where, shown)
+            Variant(str(name), f"{name}{label}", f"{name}{column}", settings, varied, own)
+            for label, column, varied in vary_layers(special.get(VARY), place.at(VARY), shown)
         ]
 
     def _varied(self, block: Mapping[str, Any]) -> list[Variant]:
         return [
-            Variant(label.strip(), column.strip(), layer)
-            for label, column, layer in vary_layers(block.get("vary"), self._where)
+            Variant("", label.strip(), column.strip(), {}, layer)
+            for label, column, layer in vary_layers(block.get("vary"), self.place.at("vary"))
         ]
 
 
-def split_layer(layer: Any) -> tuple[dict[str, Any], Any]:
-    """Part a named layer from what is said of it: its variants, and settings for single architectures."""
-    if not isinstance(layer, Mapping):
-        return {}, layer
-    special = {key: layer[key] for key in (VARY, BY_ARCHITECTURE) if key in layer}
-    return special, {key: value for key, value in layer.items() if key not in special}
-
-
-def vary_layers(
-    vary: Any, where: str, shown_elsewhere: tuple[str, ...] = ()
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (label, label without values that other columns show, settings) for the product of dotted settings.
-
-    Args:
-        vary: Mapping from a dotted setting, "data.init_args.fraction", to its values; None for a single bare layer.
-        where: The spot in messages.
-        shown_elsewhere: Dotted settings that result rows have columns for.
-    """
-    if vary is not None and (
-        not isinstance(vary, Mapping) or not all(isinstance(v, list) and v for v in vary.values())
-    ):
-        raise StudyError(
-            f"vary should map settings to lists of values, not {vary!r}",
-            where=where,
-            valid="data.init_args.fraction: [0.1, 1.0]",
-        )
-    varied = dict(vary or {})
-    for values in product(*varied.values()):
-        pairs = list(zip(varied, values, strict=True))
-        label, column = (
-            ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in chosen)
-            for chosen in (pairs, [pair for pair in pairs if pair[0] not in shown_elsewhere])
-        )
-        layer = merge(*(nest(key, value) for key, value in pairs))
-        yield f" ({label})" if label else "", f" ({column})" if column else "", layer
-
-
-def _depths(block: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+def _depths(block: Mapping[str, Any], place: Place) -> list[dict[str, Any]]:
     """Layers of the axis `depths`: a number of transferred layer groups, or {transfer: 3, frozen: 1}."""
+    where = place.at("depths")
+    depths = block.get("depths", [None])
+    if not isinstance(depths, list) or not depths:
+        raise StudyError(f"depths should be a list that is not empty, not {depths!r}", where=str(where))
     layers: list[dict[str, Any]] = []
-    for depth in block.get("depths", [None]):
+    for depth in depths:
         if depth is None:
             layers.append({})
             continue
-        depth = depth if isinstance(depth, Mapping) else {"transfer": depth}
-        check_keys(depth, ("transfer", "frozen"), f"{where}, depths")
-        init = {"transfer_depth": depth.get("transfer"), "frozen_depth": depth.get("frozen", 0)}
-        layers.append({"model": {"init_args": init}})
+        pair = depth if isinstance(depth, Mapping) else {"transfer": depth}
+        check_keys(pair, ("transfer", "frozen"), where)
+        transfer, frozen = pair.get("transfer"), pair.get("frozen", 0)
+        fits = (transfer is None or _whole(0)(transfer)) and _whole(0)(frozen)
+        if not fits or (transfer is not None and frozen > transfer):
+            valid = "whole numbers from 0, or {transfer: 3, frozen: 1} with frozen up to transfer"
+            raise StudyError(f"depths: {depth!r}", where=str(where), valid=valid)
+        layers.append({"model": {"init_args": {"transfer_depth": transfer, "frozen_depth": frozen}}})
+    refuse_repeats(layers, where, "depths")
     return layers
 
 
-def _folds(block: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+def _folds(block: Mapping[str, Any], place: Place) -> list[dict[str, Any]]:
     """Layers of the axis `folds`: all folds of a cross-validation of so many."""
     folds = block.get("folds")
     if folds is None:
         return [{}]
     if not isinstance(folds, int) or folds < 2:
-        raise StudyError(f"folds: {folds!r}", where=where, valid="a number of folds, 2 or more")
+        raise StudyError(f"folds: {folds!r}", where=str(place.at("folds")), valid="a number of folds, 2 or more")
     return [{"data": {"init_args": {"folds": folds, "fold": fold}}} for fold in range(folds)]
 
 
@@ -299,7 +380,8 @@ def _words(depth: Mapping[str, Any], fold: Mapping[str, Any]) -> list[str]:
     words = []
     if depth:
         init = depth["model"]["init_args"]
-        words.append(f"k{init['transfer_depth']}" + (f"f{init['frozen_depth']}" if init["frozen_depth"] else ""))
+        transfer = "all" if init["transfer_depth"] is None else init["transfer_depth"]
+        words.append(f"k{transfer}" + (f"f{init['frozen_depth']}" if init["frozen_depth"] else ""))
     if fold:
         words.append(f"fold{fold['data']['init_args']['fold']}")
     return words

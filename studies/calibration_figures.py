@@ -24,8 +24,8 @@ def reliability_diagram(points: Mapping[str, Mapping[str, pd.DataFrame]]) -> "Fi
     of fewer than ten images is drawn faintly.
 
     Args:
-        points: Panel ("" for no title) → series, such as "as trained" → `studies.calibration.reliability` of it. Only
-            the first `PANELS` are drawn: put those first that matter. The same series in all panels.
+        points: Panel ("" for no title) → series, such as "as trained" → `studies.calibration_errors.reliability` of it.
+            Only the first `PANELS` are drawn: put those first that matter. The same series in all panels.
 
     Returns:
         A figure that belongs to no window and needs no closing.

@@ -21,12 +21,13 @@ CAPTION = (
 )
 
 
-def depth_section(rows: pd.DataFrame, folder: Path) -> list[str]:
+def depth_section(rows: pd.DataFrame, folder: Path, colours: Mapping[str, str] | None = None) -> list[str]:
     """Write `depth.csv`, `best_depth.csv`, `depth_regret.csv` and a figure a source; return the section's paragraphs.
 
     Args:
         rows: Headline rows: one metric a target, over all classes.
         folder: Folder of the report.
+        colours: Source → colour; by default `figures.source_colours` of all sources of the rows.
 
     Returns:
         Markdown paragraphs; none where fewer than three depths were run.
@@ -38,6 +39,7 @@ def depth_section(rows: pd.DataFrame, folder: Path) -> list[str]:
     curves, best, lost = depth_curves(values), best_depths(values), regrets(values)
     for name, table in (("depth", curves), ("best_depth", best), ("depth_regret", lost)):
         write_csv(table, folder / f"{name}.csv")
+    colours = colours or figures.source_colours(rows["source"].dropna())
     shown = ["target", *BUDGET]  # panels and lines of a figure; what else tells curves apart has a figure each
     apart = varying(values, [*shown, "source"], [name for name in PLACE if name not in (*shown, "source")])
     drawn = list(dict.fromkeys(["source", "architecture", "metric", *apart]))
@@ -46,7 +48,7 @@ def depth_section(rows: pd.DataFrame, folder: Path) -> list[str]:
     for key, part in curves.groupby(drawn, dropna=False):
         words = ["–" if pd.isna(value) else str(value) for value in part[drawn].iloc[0].tolist()]
         stem = quote("_".join(["depth", *words]), safe="")
-        png, *_ = figures.save(depth_figure(part, of_best[key]), folder / stem)
+        png, *_ = figures.save(depth_figure(part, of_best[key], colours[words[0]]), folder / stem)
         extras = [f"{name} {word}" for name, word in zip(drawn, words, strict=True) if name in apart]
         page.append(image_link(png, f"Depth of transfer from {', '.join([words[0], *extras])}"))
     return [*page, depth_table(best, lost, apart)]

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import torch
 import yaml
 
 from datamodules.alignment import shared_names
 from datamodules.errors import DataError, closest
 from lightning_modules.backbones.checkpoints import weights_hash
+from lightning_modules.labelled import LabelledTask
 from lightning_modules.metrics import EvaluationResult
 from studies import display, guard, outcome
 from studies.lightning_cli import FarshotCLI, import_classes
-from studies.runs import RunError, RunFolder, code_version, flatten, hash_of, identity
+from studies.runs import RunError, RunFolder, flatten, hash_of, identity, require_outputs
 
 Images = Literal["test", "all"]
 HERE = "direct"  # folder of a run that keeps its results on other data sets
@@ -23,6 +23,8 @@ HERE = "direct"  # folder of a run that keeps its results on other data sets
 
 class DirectTest(FarshotCLI):
     """Test a run on other data: labels are arranged as its outputs by canonical name; what both have is reported."""
+
+    model: LabelledTask
 
     def __init__(self, folder: RunFolder, data: str, words: Sequence[str], images: Images = "test") -> None:
         """Evaluate.
@@ -36,8 +38,8 @@ class DirectTest(FarshotCLI):
         self.images = images
         checkpoint = folder.selected_checkpoint()
         trained = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"]
+        require_outputs(folder, trained)
         self.trained_task = trained["task"]
-        self.source = folder.read_summary().get("run", {})
         with tempfile.TemporaryDirectory() as scratch:
             config = Path(scratch) / "run.yaml"
             config.write_text(yaml.safe_dump({k: v for k, v in folder.read_config().items() if k != "data"}))
@@ -72,7 +74,7 @@ class DirectTest(FarshotCLI):
         result = model.results["test"]
         kept = [value for value in result.metrics if not value.class_name or value.class_name in shared]
         result = EvaluationResult(result.logits, result.labels, result.index, kept)
-        display.show_metrics("test", result)
+        display.show_metrics("test", kept, len(result.index))
         self._say_names(shared)
         display.say(f"guard: {found}")
         if len(result.index) != len(data.rows("test")):
@@ -82,13 +84,18 @@ class DirectTest(FarshotCLI):
         settings = {"images": self.images, **{k: v for k, v in settings.items() if k.startswith("data.")}}
         folder = RunFolder(self.folder.path / HERE / f"{data.name}-{hash_of(settings)[:6]}")
         name = f"{self.folder.path.name}/{HERE}/{folder.path.name}"
-        columns = {**self._row(found), "cell": name, "run": name}
+        columns = {
+            **outcome.describe_untrained(
+                self.folder, data, data.rows("test"), HERE, found, weights_hash(str(self.folder.path))
+            ),
+            **{"cell": name, "run": name, "config_hash": hash_of(identity(self.plain_config()))},
+        }
         folder.path.mkdir(parents=True, exist_ok=True)
         outcome.write_predictions(folder, "test", result, data)
         folder.update_summary(
             state="finished",
             run=columns,
-            test=outcome.metric_table(result),
+            test=outcome.metric_table(kept),
             rows=[*outcome.result_rows(result, columns), *outcome.source_rows(result, columns, model, data, shared)],
             shared=shared,
         )
@@ -102,36 +109,6 @@ class DirectTest(FarshotCLI):
             others = [name for name in names if not shared_names([name], shared)]
             if others:
                 display.say(f"only in {owner}: {', '.join(others)}")
-
-    def _row(self, found: str) -> dict[str, Any]:
-        """Columns of the result rows: the run is the source, nothing was trained here."""
-        assert self.folder is not None
-        data, source = self.datamodule, self.source
-        test = data.rows("test")
-        return {
-            "study": self.folder.path.parent.name,
-            **{name: source.get(name) for name in ("architecture", "seed", "selection")},
-            "source": source.get("target"),
-            "source_n": source.get("n_train"),
-            "source_dials": outcome.dials_of(source),
-            "method": source.get("method") or "supervised",
-            "pretrain_seed": source.get("seed"),
-            "weights_hash": weights_hash(str(self.folder.path)),
-            "target": data.name,
-            "protocol": HERE,
-            "shots": "0",
-            "fold": data.fold if data.folds is not None else None,
-            **dict.fromkeys(("n_train", "n_val", "step", "epochs", "images_seen"), 0),
-            "n_test": len(test),
-            "n_patients": len(pd.unique(data.read_table().groups[test])),
-            "image_size": data.image_size,
-            "split_policy": data.split_policy,
-            "label_policy": data.label_policy,
-            "guard": found,
-            "trials": 1,
-            "config_hash": hash_of(identity(self.plain_config())),
-            "code_version": code_version(),
-        }
 
 
 def data_words(data: str, scratch: Path) -> list[str]:

@@ -139,7 +139,8 @@ def paired_differences(
     Returns:
         `candidate` and `setting`, then `n` (pairs), `difference` (mean of value less reference value), `sd` and
         `low`, `high` (its 95 % t interval), `p` (two-sided paired t test) and `p_holm`, corrected for all rows of this
-        table together. One pair alone has NaN. Empty where nothing pairs.
+        table together. Interval and p are NaN for one pair, and where all pairs differ by the same, which is not zero:
+        no spread, no claim. Empty where nothing pairs.
 
     Raises:
         DataError: The reference does not occur, a column is missing, or an episode has two values.
@@ -171,6 +172,7 @@ def paired_differences(
     by = [*candidate, *setting]
     table = summarise(pairs, by, "difference").rename(columns={"mean": "difference"})
     p = paired_p(table["n"].to_numpy(), table["difference"].to_numpy(float), table["sd"].to_numpy(float))
+    table.loc[np.isnan(p), ["low", "high"]] = np.nan
     return _sorted(table.assign(p=p, p_holm=holm(p)), by)
 
 

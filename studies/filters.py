@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from datamodules.errors import DataError, closest
 
-FORM = re.compile(r"(?P<column>\w+)\s*(?P<sign>!=|<=|>=|=|<|>)\s*(?P<value>.*)", re.DOTALL)
+FORM = re.compile(r"(?P<column>\w+)\s*(?P<sign>!=|<=|>=|==?|<|>)\s*(?![<>=])(?P<value>.*)", re.DOTALL)
 ORDER: dict[str, Callable[[pd.Series, float], pd.Series]] = {
     "<": pd.Series.lt,
     ">": pd.Series.gt,
@@ -26,7 +27,8 @@ class Filter:
     Attributes:
         column: The column.
         sign: =, !=, <, >, <= or >=.
-        value: For = and !=: texts joined by commas, with * and ? as wildcards; nothing stands for a missing value.
+        value: For = and !=: texts joined by commas, with * and ? as wildcards; nothing stands for a missing value. The
+            whole counts as a text, too: names may hold commas.
     """
 
     column: str
@@ -49,17 +51,29 @@ class Filter:
         values = frame[self.column]
         if self.sign in ORDER:
             numbers = pd.to_numeric(values, errors="coerce")
-            try:
-                bound = float(self.value)
-            except ValueError as error:
-                raise DataError(f"{self.value!r} is no number", where=f"{self.column}{self.sign}") from error
+            bound = _number(self.value)
+            if bound is None:
+                raise DataError(
+                    f"{self.value!r} is no number", where=f"{self.column}{self.sign}{self.value}", valid="such as 0.9"
+                )
             return ORDER[self.sign](numbers, bound).fillna(False).astype(bool)
-        distinct = values.map(_text, na_action="ignore")
-        wanted = self.value.split(",")
-        known = distinct.dropna().unique()
-        matching = {text for text in known if any(fnmatchcase(text, pattern) for pattern in wanted)}
-        found = distinct.isin(matching) | (distinct.isna() if "" in wanted else False)
+        found = self._equal(values)
         return found if self.sign == "=" else ~found
+
+    def _equal(self, values: pd.Series) -> pd.Series:
+        """Rows that have one of the values, bool. Numbers are compared as numbers: 1, 1.0 and 1e0 are one."""
+        parts = {part.strip() for part in (self.value, *self.value.split(","))}  # whole: a name may hold a comma
+        found = values.isna() if "" in parts else pd.Series(False, index=values.index)
+        if pd.api.types.is_numeric_dtype(values):
+            numbers = {part: number for part in parts if (number := _number(part)) is not None}
+            found |= values.isin(list(numbers.values()))
+            parts -= numbers.keys()
+        patterns = [part.replace("[", "[[]") for part in parts if part]  # only * and ? are wildcards
+        if patterns:
+            codes, distinct = pd.factorize(values)  # -1 = missing
+            hits = [any(fnmatchcase(_text(value), pattern) for pattern in patterns) for value in distinct]
+            found |= np.array([*hits, False])[codes]
+        return found.astype(bool)
 
 
 def read_filters(words: Iterable[str]) -> list[Filter]:
@@ -73,9 +87,11 @@ def read_filters(words: Iterable[str]) -> list[Filter]:
         match = FORM.fullmatch(word)
         if match is None:
             raise DataError(
-                f"{word!r} is no filter", valid="COLUMN=VALUE", hint="such as source=near, shots=1,5 or 'value>0.9'"
+                f"{word!r} is no filter",
+                valid="COLUMN=VALUE, or with !=, <, >, <=, >=",
+                hint="such as source=near, shots=1,5 or 'value>0.9'",
             )
-        filters.append(Filter(match["column"], match["sign"], match["value"]))
+        filters.append(Filter(match["column"], match["sign"].replace("==", "="), match["value"]))
     return filters
 
 
@@ -84,6 +100,13 @@ def apply(filters: Sequence[Filter], frame: pd.DataFrame) -> pd.DataFrame:
     for condition in filters:
         frame = frame[condition.mask(frame)]
     return frame
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _text(value: Any) -> str:

@@ -5,217 +5,16 @@ same for each pre-training. Patients are drawn by a stratified bootstrap, with t
 `variance_components` makes one interval of the three.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtr, stdtrit
+from scipy.special import expit, logit, stdtr, stdtrit
 
 from datamodules.errors import DataError, shorten
-from lightning_modules.thresholds import Task
-from studies.patient_bootstrap import (
-    SEED,
-    patient_strata,
-    patient_weights,
-    weighted_metrics,
-)
+from studies.measured import FACTS, Measured
 from studies.statistics import CONFIDENCE
 from studies.variance_components import standard_error
-
-DRAWS = 200
-"""Enough for a variance (± 10 %); the degrees of freedom allow for it."""
-
-FACTS = ("source", "pretrain_seed", "seed")
-
-
-@dataclass(frozen=True, eq=False)
-class Runs:
-    """Predictions of R runs on one test set of N images.
-
-    Attributes:
-        facts: R rows with the columns "run" and `FACTS`; `pretrain_seed` is missing where nothing says it.
-        logits: R arrays (N, C) or (N, L).
-        labels: int (N,) for multiclass, otherwise float32 (N, L) with 1 / 0 / NaN = unknown.
-        groups: (N,), the patient of each image.
-        task: multiclass, binary or multilabel.
-        class_names: One a column of the logits.
-    """
-
-    facts: pd.DataFrame
-    logits: Sequence[np.ndarray]
-    labels: np.ndarray
-    groups: np.ndarray
-    task: Task
-    class_names: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Metrics of R runs, on the test set and under each of B draws of its patients.
-
-    Attributes:
-        facts: R rows, as in `Runs`.
-        metrics: M pairs of metric and class.
-        values: (R, M).
-        draws: (R, M, B), or None where there are no predictions.
-        freedom: (M,), degrees of freedom of the patients' part.
-        patients: Their number; 0 without predictions.
-        test_set: What must be equal for a paired difference: a hash of labels, patients and draws.
-    """
-
-    facts: pd.DataFrame
-    metrics: tuple[tuple[str, str], ...]
-    values: np.ndarray
-    draws: np.ndarray | None
-    freedom: np.ndarray
-    patients: int
-    test_set: str
-
-    def of(self, source: str) -> "Measured":
-        """The runs from one source."""
-        chosen = np.flatnonzero(self.facts["source"].eq(source).fillna(False).to_numpy(bool))
-        if not len(chosen):
-            raise DataError(
-                f"there are no runs from {source!r}", valid=[str(name) for name in self.facts["source"].unique()]
-            )
-        return self._take(chosen, self.facts.iloc[chosen].reset_index(drop=True))
-
-    def _take(self, rows: np.ndarray, facts: pd.DataFrame) -> "Measured":
-        draws = None if self.draws is None else self.draws[rows]
-        return Measured(facts, self.metrics, self.values[rows], draws, self.freedom, self.patients, self.test_set)
-
-
-def read_runs(folders: Sequence[Path | str], split: str = "test") -> Runs:
-    """Read the stored predictions of runs on the same images.
-
-    Args:
-        folders: Run folders, with `predictions.parquet` and `summary.json` (see `studies.runs`).
-        split: "test" or "validation".
-
-    Raises:
-        DataError: No folders, a file that is missing or lacks the split, or a run that saw other images, patients,
-            labels or classes than the first one; names the run.
-    """
-    if not folders:
-        raise DataError("there are no runs to read", where="folders")
-    read = [_read_run(Path(folder), split) for folder in folders]
-    first = read[0]
-    for run in read[1:]:
-        for what in ("class_names", "ids", "labels", "groups"):
-            if not _equal(first[what], run[what]):
-                names = {"class_names": "classes", "ids": "images", "groups": "patients"}.get(what, what)
-                raise DataError(
-                    f"run {run['run']!r} has other {split} {names} than run {first['run']!r}",
-                    where=str(run["path"]),
-                    valid="runs on one and the same test set",
-                    hint="compare runs of one target, split policy, label policy and fold",
-                )
-    labels, names = first["labels"], first["class_names"]
-    task: Task = "multiclass" if labels.ndim == 1 else "binary" if len(names) == 1 else "multilabel"
-    facts = pd.DataFrame([{name: run[name] for name in ("run", *FACTS)} for run in read]).convert_dtypes()
-    return Runs(facts, [run["logits"] for run in read], labels, first["groups"], task, names)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, tuple):
-        return bool(one == other)
-    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
-
-
-def _read_run(folder: Path, split: str) -> dict[str, Any]:
-    """Facts of a run, and its images in the order of their ids."""
-    path = folder / "predictions.parquet"
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        frame = pd.read_parquet(path, filters=[("split", "==", split)])
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot read the predictions of run {folder.name!r}: {error}",
-            where=str(path),
-            hint="run this cell again, or take intervals over seeds from the result rows alone",
-        ) from error
-    if frame.empty:
-        raise DataError(f"run {folder.name!r} has no predictions of the split {split!r}", where=str(path))
-    frame = frame.sort_values("id", kind="stable")
-    columns = [str(name) for name in frame]
-    label_columns = [name for name in columns if name == "label" or name.startswith("label/")]
-    labels = frame[label_columns].to_numpy()
-    logits = [name for name in columns if name.startswith("logit/")]
-    facts = summary.get("run", {})
-    return {
-        "run": folder.name,
-        "path": path,
-        **{name: facts.get(name) for name in FACTS},
-        "ids": frame["id"].to_numpy(object),
-        "groups": frame["group"].to_numpy(object),
-        "labels": labels[:, 0] if label_columns == ["label"] else labels,
-        "logits": frame[logits].to_numpy(),
-        "class_names": tuple(name.removeprefix("logit/") for name in logits),
-    }
-
-
-def measure(runs: Runs, draws: int = DRAWS, seed: int = SEED) -> Measured:
-    """Metrics of each run on all images, and under the same draws of patients for all runs.
-
-    Patients are drawn within strata (see `patient_bootstrap.patient_strata`), so an interval is for test sets with this
-    mix of classes.
-
-    Args:
-        runs: The runs.
-        draws: Number of resamples.
-        seed: Of these draws.
-    """
-    patient, patients = pd.factorize(runs.groups)
-    strata = patient_strata(runs.labels, patient)
-    metrics, values = _metrics(runs, np.ones((len(patient), 1)))
-    parts = [_metrics(runs, weights[patient])[1] for weights in patient_weights(strata, draws, seed)]
-    digest = hashlib.sha256(repr((draws, seed, runs.class_names)).encode())
-    for content in (patient.astype(np.int64), np.nan_to_num(runs.labels, nan=-1.0).astype(np.float32)):
-        digest.update(np.ascontiguousarray(content).tobytes())
-    return Measured(
-        runs.facts,
-        metrics,
-        values[:, :, 0],
-        np.concatenate(parts, axis=2),
-        np.array([_freedom(runs, patient, strata, name) for _, name in metrics]),
-        len(patients),
-        digest.hexdigest(),
-    )
-
-
-def _metrics(runs: Runs, weights: np.ndarray) -> tuple[tuple[tuple[str, str], ...], np.ndarray]:
-    """The M metrics' names, and (R, M, B) with image i counted `weights[i, b]` times."""
-    tables = [weighted_metrics(logits, runs.labels, weights, runs.task, runs.class_names) for logits in runs.logits]
-    return tuple(tables[0]), np.stack([np.stack(list(table.values())) for table in tables])
-
-
-def _freedom(runs: Runs, patient: np.ndarray, strata: np.ndarray, class_name: str) -> int:
-    """Patients less strata; for a class, one less than the smaller of its two sides, whose spread decides."""
-    if not class_name:
-        return max(len(strata) - int(strata.max()) - 1, 1)
-    number = runs.class_names.index(class_name)
-    truth = runs.labels == number if runs.labels.ndim == 1 else runs.labels[:, number]
-    return max(min(len(np.unique(patient[truth == side])) for side in (0, 1)) - 1, 1)
-
-
-def from_rows(frame: pd.DataFrame) -> Measured:
-    """What result rows tell without predictions: the values of runs, several folds of one averaged.
-
-    Args:
-        frame: Result rows of one target and setting: the columns "run", `FACTS`, "metric", "class_name" and "value".
-    """
-    unit = list(FACTS)
-    rows = frame.assign(class_name=frame["class_name"].fillna("").astype(str), metric=frame["metric"].astype(str))
-    means = rows.groupby([*unit, "metric", "class_name"], dropna=False)["value"].mean()
-    table = means.unstack(["metric", "class_name"])
-    facts = rows.groupby(unit, dropna=False)["run"].first().reindex(table.index).reset_index()
-    metrics = tuple((str(column[0]), str(column[1])) for column in table.columns)
-    return Measured(facts, metrics, table.to_numpy(float), None, np.ones(len(metrics)), 0, "")
 
 
 def headline(measured: Measured) -> pd.DataFrame:
@@ -242,8 +41,7 @@ def headline(measured: Measured) -> pd.DataFrame:
     value, se = table["value"], table["se"]
     # The delta method; the logit keeps intervals of accuracies near 1 inside, and covers where they are skewed.
     half = stdtrit(table["freedom"], (1 + CONFIDENCE) / 2) * se / (value * (1 - value))
-    odds = np.log(value / (1 - value))
-    table = table.assign(low=1 / (1 + np.exp(half - odds)), high=1 / (1 + np.exp(-half - odds)))
+    table = table.assign(low=expit(logit(value) - half), high=expit(logit(value) + half))
     return _finish(table, measured, [_scope(measured.facts)])
 
 
@@ -324,8 +122,9 @@ def _grid(facts: pd.DataFrame) -> np.ndarray:
     if (filled > 1).any():
         row, column = np.argwhere(filled > 1)[0]
         names = facts.loc[grid[row, column] > 0, "run"]
+        weights = "no pre-training seed" if pd.isna(pretrainings[row]) else f"the pre-training seed {pretrainings[row]}"
         raise DataError(
-            f"{len(names)} runs have the seed {seeds[column]} and the pre-training seed {pretrainings[row]}",
+            f"{len(names)} runs have the seed {seeds[column]} and {weights}",
             where=shorten(list(names), 4),
             hint="take the runs of one source, architecture, protocol and budget",
         )

@@ -14,6 +14,7 @@ from studies.variance_components import over_runs
 
 BY = ("protocol", *BUDGET, "metric", "class_name", "subgroup")
 SOURCE = ("source", "source_n", "source_dials")
+SIDES = {"near": True, "far": False}
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,27 @@ def interaction(frame: pd.DataFrame, domains: Mapping[str, str], scale: Scale, b
     Raises:
         DataError: A source or target without a domain, or a name without a place on the scale.
     """
+    rows, points = _points(frame, domains, scale, list(by))
+    slopes = _slopes(points)
+    sides = {name: _mean_over_lines(slopes[slopes["near"] == near]) for name, near in SIDES.items()}
+    groups = rows.groupby(list(by), dropna=False, sort=False)[list(by)].head(1).reset_index(drop=True)
+    result: pd.DataFrame = groups.assign(unit=scale.unit)
+    for name, near in SIDES.items():
+        table = over_runs(sides[name], "slope").reindex(result.index)
+        lines = slopes[slopes["near"] == near].groupby("group")
+        result[[name, f"{name}_low", f"{name}_high"]] = table[["mean", "low", "high"]].to_numpy()
+        result[f"{name}_lines"] = lines["line"].nunique().reindex(result.index, fill_value=0)
+        there = points[points["near"] == near].groupby(["group", "line"])["scale"].nunique().groupby("group").max()
+        result[f"{name}_scales"] = there.reindex(result.index, fill_value=0)
+    paired = sides["near"].merge(sides["far"], on=["group", "pretrain_seed", "seed"], suffixes=("", "_far"))
+    paired = paired.assign(difference=paired["slope"] - paired["slope_far"])
+    return _with_test(result, over_runs(paired, "difference").reindex(result.index))
+
+
+def _points(
+    frame: pd.DataFrame, domains: Mapping[str, str], scale: Scale, by: list[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows that have a place on the axis, and their numbers: group, line, near, seeds, scale and value."""
     rows = frame[~frame["source"].eq("scratch").fillna(False).astype(bool)].dropna(subset=["value"])
     position = scale.positions(rows[scale.column])
     rows, position = rows[np.isfinite(position)].reset_index(drop=True), position[np.isfinite(position)]
@@ -87,7 +109,7 @@ def interaction(frame: pd.DataFrame, domains: Mapping[str, str], scale: Scale, b
     keys = rows[list(dict.fromkeys([*matched, *by]))].assign(origin=origin)
     points = pd.DataFrame(
         {
-            "group": rows.groupby(list(by), dropna=False, sort=False).ngroup(),
+            "group": rows.groupby(by, dropna=False, sort=False).ngroup(),
             "line": keys.groupby(list(keys), dropna=False, sort=False).ngroup(),
             "near": origin == target,
             **{
@@ -98,25 +120,15 @@ def interaction(frame: pd.DataFrame, domains: Mapping[str, str], scale: Scale, b
             "value": rows["value"].to_numpy(float),
         }
     )
-    slopes = _slopes(points)
-    sides = {near: _mean_over_lines(slopes[slopes["near"] == near]) for near in (True, False)}
-    unit = ["group", "pretrain_seed", "seed"]
-    paired = sides[True].merge(sides[False], on=unit, suffixes=("", "_far"))
-    paired = paired.assign(difference=paired["slope"] - paired["slope_far"])
-    groups = rows.groupby(list(by), dropna=False, sort=False)[list(by)].head(1).reset_index(drop=True)
-    result: pd.DataFrame = groups.assign(unit=scale.unit)
-    for name, near in (("near", True), ("far", False)):
-        table = over_runs(sides[near], "slope").reindex(result.index)
-        lines = slopes[slopes["near"] == near].groupby("group")
-        result[[name, f"{name}_low", f"{name}_high"]] = table[["mean", "low", "high"]].to_numpy()
-        result[f"{name}_lines"] = lines["line"].nunique().reindex(result.index, fill_value=0)
-        there = points[points["near"] == near].groupby(["group", "line"])["scale"].nunique().groupby("group").max()
-        result[f"{name}_scales"] = there.reindex(result.index, fill_value=0)
-    table = over_runs(paired, "difference").rename(columns={"mean": "difference"}).reindex(result.index)
+    return rows, points
+
+
+def _with_test(result: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Add the differences of `over_runs`, their test and what it says."""
     freedom = table["freedom"].to_numpy()
-    p = paired_p(freedom + 1, table["difference"].to_numpy(), table["se"].to_numpy() * np.sqrt(freedom + 1))
+    p = paired_p(freedom + 1, table["mean"].to_numpy(), table["se"].to_numpy() * np.sqrt(freedom + 1))
     result[["n", "pretrainings"]] = table[["n", "pretrainings"]].fillna(0).astype(int)
-    result[["difference", "low", "high"]] = table[["difference", "low", "high"]]
+    result[["difference", "low", "high"]] = table[["mean", "low", "high"]]
     result = result.assign(p=p, p_holm=holm(p))
     return result.assign(verdict=_verdicts(result))
 

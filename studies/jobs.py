@@ -6,12 +6,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from studies.cell_folder import Failure
+from datamodules.errors import DataError
+from studies.cell_folder import Failure, holder_name
+from studies.cells import Cell
 from studies.layers import StudyError
 from studies.processes import usable_cores
 from studies.runner import Execute, folder_of, starts_processes
@@ -22,6 +24,9 @@ from studies.worker import begin, work
 PATIENCE = 60.0  # seconds that an interrupted run has to save itself
 LOOK = 0.2  # seconds between two looks at the workers
 MAX_RESTARTS = 3  # of workers that were killed without a cell
+JOBS_PER_CORE = 4  # more only wait for each other, and fill the memory
+ROWS_EVERY = 30.0  # seconds between two looks for new rows, at least
+ROWS_SHARE = 20  # and so many times as long as one takes
 WORKERS = ".workers"  # folder of the workers' logs in the study's
 
 
@@ -39,29 +44,55 @@ def run_study(
         study: The study.
         runs_dir: Folder of all experiments.
         execute: Runs one cell from the words of its command line; for a single job.
-        jobs: Processes that run cells; one runs them here.
+        jobs: Processes that run cells, no more than there are cells to run; one runs them here.
         only: Names of the cells to run; default: all.
 
     Returns:
         The cells that have no result.
 
     Raises:
-        StudyError: Several jobs, and a cell that starts processes of its own.
+        StudyError: Far more jobs than cores.
     """
-    if jobs > 1:
-        for cell in study.cells:
-            if starts_processes(cell):
-                raise StudyError(
-                    f"{cell.name} takes several devices by itself, so {jobs} jobs would compete for them",
-                    where="--jobs",
-                    hint="--jobs 1, or leave out the trainer's strategy",
-                )
     begin(study, runs_dir)
-    watch = Watch(study, runs_dir)
-    with shown(watch, jobs):
+    chosen = [cell for cell in study.cells if only is None or cell.name in only]
+    left = [cell for cell in chosen if not folder_of(study, cell, runs_dir).finished()]
+    jobs = max(1, min(jobs, len(left)))
+    most = max(JOBS_PER_CORE * usable_cores(), len(visible_gpus()))
+    if jobs > most:
+        raise StudyError(f"{jobs} jobs on {usable_cores()} cores", where="--jobs", valid=f"1 to {most}")
+    with shown(Watch(study, runs_dir), jobs, _new_rows(runs_dir / study.name)):
         if jobs == 1:
             return work(study, runs_dir, execute, only)
+        alone = _alone(left)
+        if alone:
+            work(study, runs_dir, execute, alone)
         return _run_processes(study, runs_dir, jobs, only)
+
+
+def _alone(cells: Collection[Cell]) -> set[str]:
+    """Cells that take several devices by themselves, so that none may run beside them, and what they need."""
+    names = {cell.name for cell in cells if starts_processes(cell)}
+    for cell in reversed(list(cells)):  # needs come before what needs them
+        names |= set(cell.needs) if cell.name in names else set()
+    return names
+
+
+def _new_rows(folder: Path) -> Callable[[], None]:
+    """A function that brings the study's table up to date, if it is time to: rows appear as cells finish."""
+    due = time.monotonic() + ROWS_EVERY
+
+    def update() -> None:
+        nonlocal due
+        begun = time.monotonic()
+        if begun < due:
+            return
+        from studies.store import collect
+
+        with suppress(DataError, OSError):  # what is wrong with the rows is said in the end
+            collect(folder)
+        due = time.monotonic() + max(ROWS_EVERY, ROWS_SHARE * (time.monotonic() - begun))
+
+    return update
 
 
 def visible_gpus() -> list[str]:
@@ -88,12 +119,18 @@ class _Worker:
     log: Path
 
     def start(self) -> "_Worker":
+        self.said = self.log.stat().st_size if self.log.is_file() else 0
         with self.log.open("ab") as log:
             # The worker stops when its end of this pipe closes: also when this process is killed.
             self.process = subprocess.Popen(
                 self.command, env=self.environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
             )
         return self
+
+    def last_words(self) -> str:
+        """What it has printed since it was started, from its error on."""
+        text = self.log.read_bytes()[self.said :].decode(errors="replace").strip()
+        return text.rpartition("error: ")[2]
 
     def stop(self) -> None:
         with suppress(ProcessLookupError):
@@ -155,26 +192,26 @@ def _supervise(study: Study, runs_dir: Path, workers: list[_Worker]) -> None:
                 continue
             if code in (130, 143, -signal.SIGTERM, -signal.SIGINT):
                 raise KeyboardInterrupt
-            lines = worker.log.read_text(errors="replace").strip().splitlines()
             blamed = _blame(study, runs_dir, worker, code) if code < 0 else False
             restarts += not blamed
             if code > 0 or restarts > MAX_RESTARTS:
-                raise StudyError(
-                    lines[-1].removeprefix("error: ") if lines else f"a worker ended with exit code {code}",
-                    where=str(worker.log),
-                    hint="the same command goes on with what is left",
-                )
+                words = worker.last_words() or f"a worker ended with exit code {code}"
+                raise StudyError(f"{words}\n  log:   {worker.log}")
             worker.start()
 
 
 def _blame(study: Study, runs_dir: Path, worker: _Worker, code: int) -> bool:
-    """Record the failure of the cell that a killed worker was running; whether there was one."""
+    """Record the failure of the cell that a killed worker was running; whether there was one.
+
+    The cell may still be locked for a while: processes that load its images end a little later.
+    """
+    own = holder_name(worker.process.pid)
     for cell in study.cells:
         folder = folder_of(study, cell, runs_dir)
-        if folder.holder() == worker.process.pid and not folder.finished() and not folder.locked():
+        if own in folder.holders() and not folder.finished():
             name = signal.Signals(-code).name
             reason = f"its process was killed ({name})" + (": out of memory?" if name == "SIGKILL" else "")
-            folder.record_failure(reason, reason + "\n", lasting=False)
+            folder.record_failure(reason, reason + "\n", code=1)
             return True
     return False
 

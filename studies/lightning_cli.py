@@ -1,11 +1,9 @@
 """The command line of single runs: LightningCLI with run folders, resume, exact evaluation and readable errors."""
 
-import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -24,38 +22,20 @@ from lightning_modules.callbacks.cost import Cost
 from lightning_modules.callbacks.finite_loss import FiniteLoss
 from lightning_modules.callbacks.jsonl_logger import JsonlLogger
 from lightning_modules.callbacks.wandb_mirror import WandbMirror
-from lightning_modules.callbacks.wandb_mode import Mode
 from lightning_modules.errors import ModelError
+from lightning_modules.labelled import LabelledTask
 from studies import display, guard, outcome, training_record
+from studies.cli_options import OPTIONS, TRAINER_DEFAULTS, hush_lightning
 from studies.parsing import ReadableParser, whole_numbers_first
 from studies.runs import RunError, RunFolder, flatten, hash_of, identity
 
-LINKED = ("num_classes", "task", "class_names")
+LINKED = ("num_classes", "task", "class_names", "class_texts")
 RESUME = "FARSHOT_RESUME"  # tells the other processes of a distributed run what rank 0 has decided
-HUSHED = (  # warnings of Lightning about what farshot does on purpose
-    r"`isinstance\(treespec",
-    "The number of training batches",
-    "Total length of `StreamLoader` across ranks is zero",
-    "The '.*_dataloader' does not have many",
-    "Be aware that when using `ckpt_path`, callbacks",
-    r"Found \d+ module\(s\) in eval mode",
-)
-TRAINER_DEFAULTS = {
-    "use_distributed_sampler": False,  # our samplers shard already
-    "num_sanity_val_steps": 0,
-    "max_epochs": -1,
-    "logger": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
 
 
 def import_classes() -> None:
     """Import every data set and task, so that their short names can be used as `class_path`; hush Lightning's tips."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in HUSHED:
-        warnings.filterwarnings("ignore", message=message)
+    hush_lightning()
     for package in (datamodules, lightning_modules):
         for name in package.__all__:
             getattr(package, name)
@@ -109,20 +89,7 @@ class FarshotCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Arguments of the run folder, the choice of weights and the mirror; links from data to model."""
-        options: list[tuple[str, Any, Any, str]] = [
-            ("experiment", str | None, None, "Folder of related runs; default: the config's name."),
-            ("run", str | None, None, "Name of the run; default: a hash of configuration and seed."),
-            ("runs_dir", str, "runs", "Folder of all experiments."),
-            ("overwrite", bool, False, "Start anew where the run exists."),
-            ("evaluate", bool, False, "fit: test the selected weights afterwards."),
-            ("select", Literal["last", "best"], "last", "Which weights are the run's result."),
-            ("monitor", str, "validation/loss", "Validation metric that select: best goes by."),
-            ("checkpoint_every", int, 1000, "Optimizer steps between checkpoints within an epoch."),
-            ("image_hashes", bool, True, "Record hashes of the training images, to check later transfers by content."),
-            ("wandb", Mode, "auto", "Mirror to W&B; auto: online with a key, else offline."),
-            ("wandb_project", str, "farshot", "W&B project."),
-        ]
-        for name, kind, default, text in options:
+        for name, kind, default, text in OPTIONS:
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         whole_numbers_first(parser)
         for name in LINKED:
@@ -241,7 +208,9 @@ class FarshotCLI(LightningCLI):
             kwargs["ckpt_path"] = self.folder.last_checkpoint()
         validation_batches = self.trainer.limit_val_batches  # type: ignore[attr-defined]
         self.datamodule.setup()
-        if self.settings["evaluate"]:
+        # A pre-training without outputs has nothing to test: its weights are tested where they are transferred.
+        tested = self.settings["evaluate"] and isinstance(self.model, LabelledTask)
+        if tested:
             self._require_images("test")
         self.guard = self._check_and_record_images()
         if self._counts_steps():
@@ -259,7 +228,7 @@ class FarshotCLI(LightningCLI):
             self.model.load_state_dict(selected["state_dict"])
         if len(self.datamodule.rows("validation")):
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
-        if self.settings["evaluate"]:
+        if tested:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._record_fit()
 
@@ -324,6 +293,7 @@ class FarshotCLI(LightningCLI):
             run=run,
             checkpoint=self.checkpoints.selected.relative_to(folder.path).as_posix(),
             preprocessing={name: getattr(data, name) for name in ("transform", "image_size", "channels", "window")},
+            **({} if isinstance(model, LabelledTask) else {"rows": []}),
             **outcome.thresholds_of(model.results.get("validation"), model),
             state="finished",
         )
@@ -344,6 +314,11 @@ class FarshotCLI(LightningCLI):
 
     def _require_images(self, split: str) -> None:
         data = self.datamodule
+        if split == "test" and not isinstance(self.model, LabelledTask):
+            raise RunError(
+                f"{type(self.model).__name__} has no outputs to test",
+                hint="transfer its weights with Classification, or `python cli.py probe`; of CLIP: `zero-shot`",
+            )
         if not len(data.rows(split)):
             raise RunError(f"{data.name} has no {split} images", where=f"{split} split ({data.split_policy})")
 
@@ -354,22 +329,24 @@ class FarshotCLI(LightningCLI):
         """Write predictions, numbers and further facts to the run folder that they belong to, if any; show them."""
         if not self.trainer.is_global_zero:
             return
-        results = self.model.results
+        model = self.model
         other = self._why_not_kept() if self.folder is not None else ""
         if self.folder is not None and not other:
-            for split, result in results.items():
+            for split, scores in model.scores.items():
+                facts[split] = outcome.metric_table(scores)
+                if self.mirror is not None:
+                    self.mirror.summarise({f"{split}/{value.key}": value.value for value in scores})
+            for split, result in model.results.items():
+                assert isinstance(model, LabelledTask)
                 outcome.write_predictions(self.folder, split, result, self.datamodule)
-                facts[split] = outcome.metric_table(result)
                 if split == "test":
                     facts["rows"] = [
                         *outcome.result_rows(result, columns),
-                        *outcome.source_rows(result, columns, self.model, self.datamodule),
+                        *outcome.source_rows(result, columns, model, self.datamodule),
                     ]
-                if self.mirror is not None:
-                    self.mirror.summarise({f"{split}/{value.key}": value.value for value in result.metrics})
             self.folder.update_summary(**facts)
-        for split, result in results.items():
-            display.show_metrics(split, result)
+        for split, scores in model.scores.items():
+            display.show_metrics(split, scores, model.samples[split])
         if self.folder is not None and other:
             display.say(f"not written to {self.folder.path}: {other}")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from datamodules.errors import DataError
-from studies.calibration import bootstrap_counts, patient_mean, percentiles, wilson
 from studies.patient_bootstrap import DRAWS, SEED
+from studies.patient_sums import bootstrap_counts, patient_mean, percentiles, wilson
 
 
 def threshold_at_specificity(scores: np.ndarray, positive: np.ndarray, specificity: float) -> float:
@@ -82,7 +82,7 @@ def share(hits: np.ndarray, patient: np.ndarray, counts: np.ndarray) -> Share:
     Args:
         hits: bool (N,).
         patient: int (N,), rows of `counts`.
-        counts: (P, 1 + draws), see `studies.calibration.bootstrap_counts`.
+        counts: (P, 1 + draws), see `studies.patient_sums.bootstrap_counts`.
     """
     n, patients = len(hits), len(np.unique(patient))
     if not n:
@@ -148,20 +148,25 @@ def operating_points(
         owner = patient[kept]
         rules = [("specificity", t, threshold_at_specificity(old_scores, old, t)) for t in specificities]
         rules += [("sensitivity", t, threshold_at_sensitivity(old_scores, old, t)) for t in sensitivities]
-        of_both = len(np.unique(owner))
         for rule, target, threshold in rules:
+            note, found = "", _rates(scores, truth, owner, counts, threshold)
             if np.isnan(threshold):
                 note = f"validation has no {'negatives' if rule == 'specificity' else 'positives'}"
-                found = {kind: Share(np.nan, np.nan, np.nan, 0, 0, "") for kind in ("sensitivity", "specificity")}
-            else:
-                note = ""
-                found = {
-                    "sensitivity": share(scores[truth] > threshold, owner[truth], counts),
-                    "specificity": share(scores[~truth] <= threshold, owner[~truth], counts),
-                }
             shared = {"label": label, "rule": rule, "target": target, "threshold": threshold}
-            rows += [{**shared, **row} for row in _metric_rows(found, of_both, prevalences, note)]
+            rows += [{**shared, **row} for row in _metric_rows(found, len(np.unique(owner)), prevalences, note)]
     return pd.DataFrame(rows)
+
+
+def _rates(
+    scores: np.ndarray, truth: np.ndarray, owner: np.ndarray, counts: np.ndarray, threshold: float
+) -> dict[str, Share]:
+    """Sensitivity and specificity at a threshold; undefined without one."""
+    if np.isnan(threshold):
+        return dict.fromkeys(("sensitivity", "specificity"), Share(np.nan, np.nan, np.nan, 0, 0, ""))
+    return {
+        "sensitivity": share(scores[truth] > threshold, owner[truth], counts),
+        "specificity": share(scores[~truth] <= threshold, owner[~truth], counts),
+    }
 
 
 def _known(scores: np.ndarray, labels: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

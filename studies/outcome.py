@@ -15,7 +15,8 @@ import torch
 from datamodules.atomic import replace_file
 from datamodules.base import BaseDataModule
 from lightning_modules.base import BaseTask
-from lightning_modules.metrics import EvaluationResult, evaluate
+from lightning_modules.labelled import LabelledTask
+from lightning_modules.metrics import EvaluationResult, MetricValue, evaluate
 from lightning_modules.thresholds import choose_thresholds
 from studies.runs import RunFolder, code_version
 
@@ -45,6 +46,45 @@ def describe_run(
         "n_val": len(rows["validation"]),
         "n_test": len(rows["test"]),
         "n_patients": len(pd.unique(np.asarray(table.groups[rows["test"]]))),
+        "image_size": data.image_size,
+        "split_policy": data.split_policy,
+        "label_policy": data.label_policy,
+        "guard": guard,
+        "trials": 1,
+        "code_version": code_version(),
+    }
+
+
+def describe_untrained(
+    folder: RunFolder, data: BaseDataModule, rows: np.ndarray, protocol: str, guard: str, weights_hash: str
+) -> dict[str, Any]:
+    """The columns of a result row of a run that is evaluated on data which nothing was trained on.
+
+    Args:
+        folder: The run; it is the source.
+        data: What it is evaluated on.
+        rows: Table rows of the images, int64 (N,).
+        protocol: Name of the protocol.
+        guard: Outcome of the guard against seen images.
+        weights_hash: Hash of the run's weights.
+    """
+    source = folder.read_summary().get("run", {})
+    return {
+        "study": folder.path.parent.name,
+        **{name: source.get(name) for name in ("architecture", "seed", "selection")},
+        "source": source.get("target"),
+        "source_n": source.get("n_train"),
+        "source_dials": dials_of(source),
+        "method": source.get("method") or "supervised",
+        "pretrain_seed": source.get("seed"),
+        "weights_hash": weights_hash,
+        "target": data.name,
+        "protocol": protocol,
+        "shots": "0",
+        "fold": data.fold if data.folds is not None else None,
+        **dict.fromkeys(("n_train", "n_val", "step", "epochs", "images_seen"), 0),
+        "n_test": len(rows),
+        "n_patients": len(pd.unique(data.read_table().groups[rows])),
         "image_size": data.image_size,
         "split_policy": data.split_policy,
         "label_policy": data.label_policy,
@@ -97,7 +137,7 @@ def result_rows(result: EvaluationResult, run: Mapping[str, Any]) -> list[dict[s
 def source_rows(
     result: EvaluationResult,
     run: Mapping[str, Any],
-    model: BaseTask,
+    model: LabelledTask,
     data: BaseDataModule,
     names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
@@ -118,14 +158,16 @@ def source_rows(
     return rows
 
 
-def metric_table(result: EvaluationResult) -> list[dict[str, Any]]:
+def metric_table(scores: Sequence[MetricValue]) -> list[dict[str, Any]]:
     """Every metric with its support, for `summary.json`; undefined values are null."""
-    table = [asdict(value) for value in result.metrics]
+    table = [asdict(value) for value in scores]
     return [{**row, "value": float(row["value"]) if math.isfinite(row["value"]) else None} for row in table]
 
 
 def thresholds_of(result: EvaluationResult | None, model: BaseTask) -> dict[str, Any]:
-    """Decision thresholds (probabilities, one a label) and where they come from."""
+    """Decision thresholds (probabilities, one a label) and where they come from; none for a task without labels."""
+    if not isinstance(model, LabelledTask):
+        return {}
     if model.task == "multiclass":
         return {"thresholds": [], "thresholds_from": "argmax"}
     if result is None or not len(result.index):

@@ -20,6 +20,7 @@ from studies.tables import Side, alignment, cell_text
 MAX_ROWS = 200  # of a table on the page; its files hold the others
 LINE = 12  # letters of a heading or a column's cells that stay on one line
 KINDS = {".tex": "LaTeX"}  # endings of files whose names for readers are not the ending in capitals
+INTERVAL = re.compile(r"\[([+\-−]?[\d.]+), ([+\-−]?[\d.]+)\]")
 PIXELS = {"pt": 4 / 3, "px": 1.0, "": 1.0, "in": 96.0}  # CSS: an inch is 96 pixels or 72 points
 
 
@@ -174,14 +175,15 @@ def render_page(page: Page) -> str:
         lstrip_blocks=True,
         finalize=_keep_together,
     )
-    environment.filters |= {"digest": _digest, "address": _address, "file_kind": _file_kind}
+    environment.filters |= {"digest": _digest, "address": _address, "link_names": _link_names}
     return environment.get_template("page.html.j2").render(page=page, max_rows=MAX_ROWS, line=LINE)
 
 
 def _keep_together(value: object) -> object:
-    """Text whose "95 %" and "2.0 ± 0.3" no line may break."""
+    """Text whose "95 %", "2.0 ± 0.3" and "[1.0, 5.0]" no line may break."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
+    value = INTERVAL.sub("[\\1,\u00a0\\2]", value)
     return value.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
 
 
@@ -201,7 +203,10 @@ def _address(path: str) -> str:
     return f"./{quote(path.lstrip('/'))}"
 
 
-def _file_kind(path: str) -> str:
-    """What a link to the file says: CSV, LaTeX."""
-    ending = Path(path).suffix
-    return KINDS.get(ending, ending[1:].upper() or path)
+def _link_names(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Each path and what its link says: CSV, LaTeX; the file's name where two are of one kind."""
+    kinds = [KINDS.get(ending, ending[1:].upper()) for ending in (Path(path).suffix for path in paths)]
+    return [
+        (path, kind if kind and kinds.count(kind) == 1 else Path(path).name)
+        for path, kind in zip(paths, kinds, strict=True)
+    ]

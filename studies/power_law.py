@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.special import fdtri, stdtr, stdtrit
 
 from datamodules.errors import DataError
-from studies.statistics import CONFIDENCE
+from studies.statistics import CONFIDENCE, ROUNDING
 
 FEWEST = 5
 """Distinct scales below which nothing is fitted: two parameters need a few residuals to know their own error."""
@@ -106,7 +106,7 @@ def fit_power_law(n: np.ndarray, error: np.ndarray, seed: np.ndarray) -> PowerLa
         verdict = "falls with scale" if slope < 0 else "rises with scale"
     if verdict == "falls with scale" and len(used) >= FEWEST_FREE:
         return PowerLaw(points, verdict, p, *_profile(scales, errors, variance * errors**2), free_floor=True)
-    return PowerLaw(points, verdict, p, -slope, -slope - half, -slope + half, float(np.exp(intercept)), 0.0)
+    return PowerLaw(points, verdict, p, 0.0 - slope, -slope - half, half - slope, float(np.exp(intercept)), 0.0)
 
 
 def _points(n: np.ndarray, error: np.ndarray, seed: np.ndarray) -> pd.DataFrame:
@@ -134,6 +134,8 @@ def _relative_variance(error: np.ndarray, sd: np.ndarray, seeds: np.ndarray) -> 
 
 def _line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
     """Slope, intercept and the slope's standard error of a weighted regression, scaled by its residuals."""
+    if np.ptp(y) <= ROUNDING:  # equal values: what rounding leaves of them is no slope
+        return 0.0, float(y.mean()), 0.0
     share = weights / weights.sum()
     centred = x - share @ x
     spread = share @ centred**2

@@ -32,6 +32,16 @@ def in_words(budget: str) -> str:
     return words.get(budget, f" with {budget} of the images" if budget.endswith("%") else f" with {budget}")
 
 
+def metric_name(metric: str) -> str:
+    """A metric as readers write it: mean_auroc → "mean AUROC"."""
+    return metric.replace("_", " ").replace("auroc", "AUROC")
+
+
+def file_word(text: str) -> str:
+    """A budget or setting as part of a file's name: "10 %" → "10percent"."""
+    return quote(text.replace(" %", "percent").replace("%", "percent").replace(" ", ""), safe="")
+
+
 def pivot(table: pd.DataFrame, keys: Sequence[str], cell: Callable[[Mapping[str, Any]], str]) -> str:
     """A Markdown table: a row for each value of `keys`, a column a budget; `cell` writes a row's cell."""
     budgets = [str(name) for name in table["budget"].cat.categories if (table["budget"] == name).any()]

@@ -1,5 +1,6 @@
 """Runs one cell of a study: fills in weights and chosen settings, goes through the command line, records a failure."""
 
+import errno
 import json
 import os
 import shutil
@@ -17,16 +18,18 @@ import yaml
 from datamodules.atomic import write_text
 from datamodules.errors import DataError
 from studies import display
-from studies.cell_folder import LASTING, CellFolder, Failure
+from studies.cell_folder import CellFolder, Failure
 from studies.cells import Cell
 from studies.failures import exit_code
-from studies.layers import merge, nest
+from studies.layers import StudyError, merge, nest
 from studies.spec import Study
 from studies.tuning import choose
 
 Execute = Callable[[Sequence[str], Cell], None]
 COLUMNS = "FARSHOT_COLUMNS"
 """Environment variable that hands a cell's columns to a process of its own."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+LEAST_SPACE = 1 << 20  # bytes; below them a disk is full, whatever the error that it led to
 
 
 class CellProcessError(RuntimeError):
@@ -50,6 +53,9 @@ def run_cell(study: Study, cell: Cell, runs_dir: Path, execute: Execute | None =
     """Run one cell through the command line that a user would type; returns its failure, if any.
 
     The caller holds the cell's lock. An interrupted run goes on where it was.
+
+    Raises:
+        StudyError: The disk is full, which is no failure of the cell: all others would meet it, too.
     """
     folder = folder_of(study, cell, runs_dir)
     execute = execute or (execute_apart if starts_processes(cell) else execute_here)
@@ -63,12 +69,28 @@ def run_cell(study: Study, cell: Cell, runs_dir: Path, execute: Execute | None =
         code = exit_code(error)
         if code in (130, 143):  # somebody stops the study, not the cell
             raise
+        if _is_full(error, folder.path):
+            raise StudyError(
+                f"no space left, or none that can be written to, while {cell.name} ran",
+                where=str(runs_dir),
+                hint="make room; the same command goes on with what is left",
+            ) from error
         text = next(iter(getattr(error, "__notes__", [])), str(error))
         reason = next(iter(text.splitlines()), type(error).__name__)
-        return folder.record_failure(reason, traceback.format_exc(), lasting=code in LASTING)
+        return folder.record_failure(reason, traceback.format_exc(), code=code)
     folder.forget_failure()
-    clean(folder, "last" if cell.kind == "pretrain" else "none" if cell.kind == "trial" else study.keep)
+    clean(study, cell, runs_dir)
     return None
+
+
+def _is_full(error: BaseException | None, folder: Path) -> bool:
+    if shutil.disk_usage(folder).free < LEAST_SPACE:
+        return True
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def complete(study: Study, cell: Cell, runs_dir: Path) -> Cell:
@@ -109,17 +131,20 @@ def _architecture(weights: str) -> str:
     return name
 
 
-def clean(folder: CellFolder, keep: str) -> None:
-    """Remove the checkpoints of a finished cell that are not to be kept: a study has thousands of them."""
+def clean(study: Study, cell: Cell, runs_dir: Path) -> None:
+    """Remove what a finished cell is not to keep: checkpoints, of which a study has thousands, and what kills left."""
+    folder = folder_of(study, cell, runs_dir)
+    keep = {"pretrain": "last", "trial": "none"}.get(cell.kind, study.keep)
+    for leftover in folder.path.glob(".*.tmp*"):
+        leftover.unlink()
     checkpoints = folder.run.checkpoints
     if keep == "none":
         shutil.rmtree(checkpoints, ignore_errors=True)
         return
     selected = folder.run.read_summary().get("checkpoint")
-    kept = {"best": selected, "last": "checkpoints/last.ckpt"}[keep]
-    for path in checkpoints.glob("*.ckpt"):
-        named = path.relative_to(folder.path).as_posix()
-        if named not in (kept, selected):
+    kept = {selected, "checkpoints/last.ckpt"} if keep == "last" else {selected}
+    for path in checkpoints.iterdir() if checkpoints.is_dir() else ():
+        if path.relative_to(folder.path).as_posix() not in kept:
             path.unlink()
 
 
@@ -150,7 +175,8 @@ def execute_apart(words: Sequence[str], cell: Cell) -> None:
     # Without SLURM's variables: Lightning would wait for processes that a job of one task does not start.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     environment[COLUMNS] = json.dumps(cell.columns)
-    done = subprocess.run([*command, *mirror_words()], env=environment, capture_output=True, text=True)
+    # It shares this process's lock of the cell, so that nobody starts the cell while it goes on without this process.
+    done = subprocess.run([*command, *mirror_words()], env=environment, capture_output=True, text=True, close_fds=False)
     if done.returncode:
         code = 143 if done.returncode in (-15, -2) else max(done.returncode, 1)
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

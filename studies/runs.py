@@ -169,13 +169,19 @@ class RunFolder:
 
     def read_identity(self) -> dict[str, Any]:
         """What decided the run's result, as `identity` gave it; empty where the run has not begun."""
-        path = self.path / "identity.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        return dict(_read_json(self.path / "identity.json", {}))
 
     def read_summary(self) -> dict[str, Any]:
-        """State, thresholds and rows; empty where nothing has finished yet."""
-        path = self.path / "summary.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        """State, thresholds and rows; empty where nothing has finished yet.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        return dict(_read_json(self.path / "summary.json", {}))
+
+    def read_starts(self) -> list[dict[str, Any]]:
+        """Versions and devices of each start, the first one first."""
+        return list(_read_json(self.path / "environment.json", []))
 
     def update_summary(self, **values: Any) -> None:
         """Merge values into `summary.json`, atomically."""
@@ -207,9 +213,7 @@ class RunFolder:
         """Write the configuration, its identity and the environment of this start."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-        starts_path = self.path / "environment.json"
-        starts = json.loads(starts_path.read_text()) if starts_path.is_file() else []
-        write_text(starts_path, json.dumps([*starts, environment()], indent=1))
+        write_text(self.path / "environment.json", json.dumps([*self.read_starts(), environment()], indent=1))
         # Last: a folder with an identity is one that can be resumed.
         write_text(self.path / "identity.json", json.dumps(dict(wanted), indent=1, default=str))
 
@@ -238,6 +242,44 @@ class RunFolder:
                 hint="fit the run first; a study's transfer cells keep no checkpoints",
             )
         return path
+
+
+def _read_json(path: Path, absent: dict[str, Any] | list[Any]) -> Any:
+    """Content of a file of a run; `absent` where there is none.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return absent
+    except (OSError, ValueError) as error:
+        found = error
+    if not isinstance(found, type(absent)):
+        raise RunError(
+            f"{path} is damaged: {found}" if isinstance(found, Exception) else f"{path} is damaged",
+            hint="move the run's folder away and run it again; in a study: --rerun cell=NAME",
+        )
+    return found
+
+
+def require_outputs(folder: RunFolder, facts: Mapping[str, Any]) -> None:
+    """Refuse a pre-training that names no classes where outputs are asked for.
+
+    Args:
+        folder: The run.
+        facts: Hyper-parameters of its checkpoint.
+
+    Raises:
+        RunError: The run was trained by a method without outputs, such as SimCLR.
+    """
+    if "task" not in facts:
+        raise RunError(
+            f"{folder.path} is a pre-training ({facts.get('method')}) that names no classes",
+            where="--run",
+            hint="transfer its weights with Classification, or `python cli.py probe`; of CLIP: `zero-shot`",
+        )
 
 
 @cache

@@ -23,11 +23,16 @@ from studies.estimates import Measurements, measure
 from studies.layers import StudyError, check_keys
 from studies.runner import folder_of
 from studies.spec import Study, read_study
+from studies.worker import begin, work
 
 KEYS = ("job_minutes", "cells_per_job", "array_limit", "executor", "resources")
 KINDS = ("pretrain", "transfer")
 JOB_MINUTES, CELLS_PER_JOB, ARRAY_LIMIT = 60.0, 20, 500
 FOLDER = ".slurm"  # of the jobs' logs, in the study's
+
+
+class JobError(RuntimeError):
+    """Cells of a job that have no result."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,16 @@ class Pack:
     runs_dir: str
     cells: tuple[str, ...]
 
-    def __call__(self) -> list[str]:
-        """Run the cells; returns a line for each that has no result."""
-        from studies.worker import work
+    def __call__(self) -> None:
+        """Run the cells.
 
+        Raises:
+            JobError: Some have no result, so that the cluster shows the job as failed.
+        """
         failures = work(read_study(Path(self.study), self.scale), Path(self.runs_dir), only=self.cells)
-        return [f"{failure.cell}: {failure.reason}" for failure in failures]
+        if failures:
+            lines = [f"  {failure.cell}: {failure.reason}" for failure in failures]
+            raise JobError("\n".join([f"{len(failures)} of {len(self.cells)} cells have no result:", *lines]))
 
     def checkpoint(self) -> Any:
         """What submitit submits when the time is over: the same again, which goes on where this one was."""
@@ -87,7 +96,7 @@ def plan(study: Study, runs_dir: Path, only: Collection[str] | None = None) -> l
     where = f"{study.path}, slurm"
     check_keys(study.slurm, KEYS, where)
     check_keys(study.slurm.get("resources") or {}, KINDS, f"{where}, resources")
-    limit = int(study.slurm.get("array_limit", ARRAY_LIMIT))
+    limit = int(_number(study, "array_limit", ARRAY_LIMIT))
     known = measure(study, runs_dir)
     left = {
         cell.name: cell
@@ -100,7 +109,9 @@ def plan(study: Study, runs_dir: Path, only: Collection[str] | None = None) -> l
 
     weights = [pack([cell.name]) for cell in left.values() if cell.kind == "pretrain"]
     batches = [Batch("pretrain", None, tuple(part)) for part in _chunks(weights, limit)]
-    transfers = sorted((cell for cell in left.values() if cell.kind == "transfer"), key=_together)
+    chosen = {need for cell in left.values() for need in cell.needs}  # trials that come with what they choose
+    transfers = [cell for cell in left.values() if cell.kind != "pretrain" and cell.name not in chosen]
+    transfers.sort(key=_together)
     for need, cells in groupby(transfers, key=lambda cell: cell.weights or ""):
         packs = [pack(names) for _, part in groupby(cells, key=_together) for names in _packs(study, part, left, known)]
         batches += [Batch("transfer", need if need in left else None, tuple(part)) for part in _chunks(packs, limit)]
@@ -113,8 +124,8 @@ def _together(cell: Cell) -> tuple[str, str]:
 
 def _packs(study: Study, cells: Iterator[Cell], left: dict[str, Cell], known: Measurements) -> Iterator[list[str]]:
     """Cells of one job after another; trials come with the transfer that they are for, if they have no job yet."""
-    seconds = 60 * float(study.slurm.get("job_minutes", JOB_MINUTES))
-    unknown = seconds / int(study.slurm.get("cells_per_job", CELLS_PER_JOB))
+    seconds = 60 * _number(study, "job_minutes", JOB_MINUTES)
+    unknown = seconds / _number(study, "cells_per_job", CELLS_PER_JOB)
     taken: list[str] = []
     filled = 0.0
     placed: set[str] = set()
@@ -132,6 +143,13 @@ def _packs(study: Study, cells: Iterator[Cell], left: dict[str, Cell], known: Me
         yield taken
 
 
+def _number(study: Study, name: str, default: float) -> float:
+    value = study.slurm.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1:
+        raise StudyError(f"{name}: {value!r}", where=f"{study.path}, slurm", valid="a number, 1 or more")
+    return value
+
+
 def _chunks(items: Sequence[Pack], size: int) -> Iterator[Sequence[Pack]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -143,7 +161,7 @@ def submit_study(study: Study, runs_dir: Path, only: Collection[str] | None = No
     never run twice.
 
     Raises:
-        StudyError: submitit is not installed, or there is no SLURM here.
+        StudyError: submitit is not installed, there is no SLURM here, or resources are none that submitit knows.
     """
     try:
         import submitit
@@ -153,14 +171,19 @@ def submit_study(study: Study, runs_dir: Path, only: Collection[str] | None = No
     kind = study.slurm.get("executor", "slurm")
     resources = study.slurm.get("resources") or {}
     jobs_of: dict[str, str] = {}
-    for batch in plan(study, runs_dir, only):
+    batches = plan(study, runs_dir, only)
+    begin(study, runs_dir)
+    for batch in batches:
         try:
             executor = submitit.AutoExecutor(folder=folder / "%j", cluster=kind)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise StudyError(
-                f"no jobs can be submitted here: {error}", where="--slurm", valid="slurm, local"
+                f"no jobs can be submitted here: {error}", where=f"{study.path}, slurm, executor", valid="slurm, local"
             ) from error
-        executor.update_parameters(**{"name": f"{study.name}-{batch.kind}", **(resources.get(batch.kind) or {})})
+        try:
+            executor.update_parameters(**{"name": f"{study.name}-{batch.kind}", **(resources.get(batch.kind) or {})})
+        except (NameError, ValueError, TypeError, AssertionError) as error:
+            raise StudyError(str(error), where=f"{study.path}, slurm, resources, {batch.kind}") from error
         if kind == "slurm" and batch.needs is not None:
             # afterany: where the weights fail, the jobs start, see it, and end.
             dependency = {"dependency": f"afterany:{jobs_of[batch.needs]}"}

@@ -8,6 +8,9 @@ from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
 
+ROUNDING = 1e-12
+"""A spread below this share of the mean (or of 1) is rounding of equal values."""
+
 #: How much of the target was given. One of the three is used by a cell.
 BUDGET = ("shots", "num_images", "fraction")
 
@@ -57,13 +60,16 @@ def half_width(n: np.ndarray, sd: np.ndarray, confidence: float = CONFIDENCE) ->
 def paired_p(n: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
     """Two-sided p of paired t tests from the differences' numbers, means and standard deviations (ddof 1), any shape.
 
-    NaN below two pairs. Differences without spread: 1 where they are zero, otherwise 0.
+    NaN below two pairs. Differences that are equal but for rounding: 1 where they are zero, otherwise NaN, because a
+    few equal differences, which coarse metrics often have, say nothing of their spread.
     """
     enough = np.asarray(n) > 1
     count = np.where(enough, n, 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(mean == 0, 0.0, np.abs(mean) / (sd / np.sqrt(count)))
-    return np.where(enough, 2 * stdtr(count - 1, -t), np.nan)
+    size = np.abs(mean)
+    spread = sd > ROUNDING * np.maximum(size, 1)
+    t = np.divide(size * np.sqrt(count), sd, where=spread, out=np.zeros_like(size, dtype=float))
+    p = np.where(spread, 2 * stdtr(count - 1, -t), np.where(size <= ROUNDING, 1.0, np.nan))
+    return np.where(enough, p, np.nan)
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ Only folders that have changed are read again: which state of each file went in 
 
 import fcntl
 import json
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def collect(study_dir: Path | str) -> pd.DataFrame:
 
     A run's rows are in `<study_dir>/<run>/summary.json` = {"rows": [...], ...}; those of a run on other data sets
     (protocol `direct`) in `<study_dir>/<run>/direct/<data set>/summary.json`. A run without such a file is unfinished:
-    skipped. Of a folder that cannot be written to, the rows are returned all the same.
+    skipped. Of a folder that cannot be written to, the rows are returned all the same, with a warning where it could
+    before.
 
     Returns:
         The rows in the order of the folders' names; empty where no run is finished.
@@ -62,12 +64,15 @@ def collect(study_dir: Path | str) -> pd.DataFrame:
     with _locked(root) as writable:
         stored, parts = _read_store(root / PARQUET)
         found = list(_summaries(root))
-        if [(part.file, part.changed, part.size) for part in parts] == found:
+        if [(part.file, part.changed, part.size) for part in parts] == found and (root / CSV).is_file():
             return stored
         frame, parts = _merge(root, stored, parts, found)
         check_unique(frame)
         if writable:
-            _write(root, frame, parts)
+            try:
+                _write(root, frame, parts)
+            except OSError as error:  # a full disk, a folder that belongs to somebody else
+                warnings.warn(f"{root / PARQUET} is not brought up to date: {error.strerror}", stacklevel=2)
     return frame
 
 
@@ -77,8 +82,9 @@ def _summaries(root: Path) -> Iterator[tuple[str, int, int]]:
         for path in sorted(root.glob(pattern)):
             name = path.relative_to(root).as_posix()
             if not name.startswith("."):
-                stat = path.stat()
-                yield name, stat.st_mtime_ns, stat.st_size
+                with suppress(FileNotFoundError):  # moved away since it was listed
+                    stat = path.stat()
+                    yield name, stat.st_mtime_ns, stat.st_size
 
 
 def _merge(
@@ -186,5 +192,8 @@ def _locked(root: Path) -> Iterator[bool]:
         yield False
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ResultsError(f"{file.name} cannot be locked: {error.strerror}") from error
         yield True

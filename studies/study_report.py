@@ -1,13 +1,13 @@
 """The report of a study: its rows as tables and figures, and one page that says what they allow to say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from datamodules.atomic import write_text
 from studies.jobs import lost_cells
-from studies.page import Page, Section, render_page
+from studies.page import Details, FigureBlock, Page, Section, render_page
 from studies.report import make_tables, write_report
 from studies.runner import folder_of
 from studies.sections.answer import answer
@@ -51,17 +51,36 @@ def write_study_report(study: Study, runs_dir: Path, wandb: str = "off") -> list
         title=study.title,
         metric_by_target=chosen,
         baseline=BASELINE,
-        chance=chance_levels(material.transfers),
+        chance=chance_levels(material.transfers, chosen),
         failures=material.failures,
         everything=material.frame,  # pre-training too
     )
     found = [section(material) for section in SECTIONS]
     cells = material.frame["cell"].nunique()
-    facts = {"cells with a result": f"{cells:,} of {len(study.cells):,}", "seeds": str(material.rows["seed"].nunique())}
+    facts = {
+        "cells with a result": f"{cells:,} of {len(study.cells):,}",
+        "seeds": str(material.rows["seed"].nunique()),
+        "±": "SD over seeds",
+        "[ ]": "95 % interval",
+    }
     page = Page(study.title, answer(material), facts, [section for section in found if section is not None])
     write_text(folder / "index.html", render_page(page))
     lines = [f"report: {folder / 'index.html'} (text: {written.report})"]
-    return lines if wandb == "off" else [*lines, *mirror(material, wandb)]
+    drawn = dict.fromkeys([*written.figures, *(path for part in page.sections for path in figure_files(part, folder))])
+    return lines if wandb == "off" else [*lines, *mirror(material, list(drawn), wandb)]
+
+
+def figure_files(section: Section, folder: Path) -> list[Path]:
+    """Files of a section's figures, in all formats: those of this report, where the folder may hold older ones."""
+    found: list[Path] = []
+    blocks = list(section.blocks)
+    while blocks:
+        block = blocks.pop(0)
+        if isinstance(block, Details):
+            blocks = [*block.blocks, *blocks]
+        elif isinstance(block, FigureBlock):
+            found += [*([block.svg] if isinstance(block.svg, Path) else []), *(folder / name for name in block.files)]
+    return found
 
 
 def read_material(study: Study, runs_dir: Path) -> Material:
@@ -84,12 +103,11 @@ def read_material(study: Study, runs_dir: Path) -> Material:
     return Material(study, runs_dir, folder, frame, transfers, tables, BASELINE, failures)
 
 
-def mirror(material: Material, mode: str) -> list[str]:
+def mirror(material: Material, figures: Sequence[Path], mode: str) -> list[str]:
     """Send the aggregate rows and figures to W&B; returns a line that says what became of it, none where it is off."""
     from studies.wandb_study import mirror_study
 
     study = material.study
-    figures = sorted(material.folder.glob("*.png"))
     config = {"study": study.name, "title": study.title, "cells": len(study.cells)}
     places = {"project": "farshot", "mode": mode, "folder": material.folder}
     found = mirror_study(study.name, material.transfers, figures, config=config, **places)  # type: ignore[arg-type]
@@ -103,10 +121,13 @@ def headline_metrics(frame: pd.DataFrame) -> dict[str, str]:
     return {target: "mean_auroc" if target in labels else "accuracy" for target in set(frame["target"])}
 
 
-def chance_levels(frame: pd.DataFrame) -> dict[str, float]:
-    """What guessing gives for each target's headline metric: 1 / classes for accuracy, 0.5 for AUROC."""
+def chance_levels(frame: pd.DataFrame, metrics: Mapping[str, str]) -> dict[str, float]:
+    """What guessing gives for each target's metric: 1 / classes for accuracy, 0.5 for AUROC; others are not known."""
     classes = frame[(frame["metric"] == "auroc")].groupby("target")["class_name"].nunique()
-    metrics = headline_metrics(frame)
-    return {
-        str(target): 0.5 if metrics[str(target)] == "mean_auroc" else 1 / count for target, count in classes.items()
+    known = {
+        "accuracy": {str(target): 1 / count for target, count in classes.items()},
+        "balanced_accuracy": {str(target): 1 / count for target, count in classes.items()},
     }
+    names = {target: metric.removeprefix("test/") for target, metric in metrics.items()}
+    found = {target: 0.5 if "auroc" in name else known.get(name, {}).get(target) for target, name in names.items()}
+    return {target: level for target, level in found.items() if level is not None}

@@ -1,12 +1,13 @@
 """Settings that are chosen on validation images, so that only the chosen ones see test images."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from datamodules.errors import DataError
-from studies.layers import StudyError, check_keys, nest
+from datamodules.errors import DataError, closest
+from studies.layers import Place, StudyError, check_keys, nest, read_grid
 
 KEYS = ("settings", "metric", "folds")
 
@@ -68,24 +69,24 @@ class Tuning:
         return f"settings by {self.metric} on {way}, weights last"
 
 
-def read_tuning(value: Any, where: str) -> Tuning:
+def read_tuning(value: Any, where: Place) -> Tuning:
     """Read `tune: {settings: {dotted: [values]}, metric: accuracy, folds: 5}`.
 
     Raises:
-        StudyError: Unknown keys, no settings, or no metric.
+        StudyError: Unknown keys, no settings, a value that stands twice, or no metric.
     """
-    place = f"{where}, tune"
-    check_keys(value, KEYS, place)
-    axes, folds = value.get("settings"), value.get("folds")
-    if not isinstance(axes, Mapping) or not axes or not all(isinstance(v, list) and v for v in axes.values()):
-        raise StudyError(
-            f"settings: {axes!r}", where=place, valid="model.init_args.optimizer.init_args.lr: [0.01, 0.1]"
-        )
+    check_keys(value, KEYS, where)
+    example = "settings: {model.init_args.optimizer.init_args.lr: [0.01, 0.1]}"
+    axes, folds = read_grid(value.get("settings"), where.at("settings"), "settings", example), value.get("folds")
+    if not axes:
+        raise StudyError("no settings to choose among", where=str(where.at("settings")), valid=example)
     if not value.get("metric"):
-        raise StudyError("no metric to choose by", where=place, valid="accuracy, mean_auroc, loss, ...")
+        raise StudyError("no metric to choose by", where=str(where), valid="accuracy, mean_auroc, loss, ...")
     if folds is not None and (not isinstance(folds, int) or folds < 2):
-        raise StudyError(f"folds: {folds!r}", where=place, valid="2 or more, or none for the validation split")
-    return Tuning({str(key): list(v) for key, v in axes.items()}, str(value["metric"]), folds)
+        raise StudyError(
+            f"folds: {folds!r}", where=str(where.at("folds")), valid="2 or more, or none for the validation split"
+        )
+    return Tuning(axes, str(value["metric"]), folds)
 
 
 def choose(
@@ -113,15 +114,21 @@ def choose(
             overall = {row["name"]: row["value"] for row in evaluations[trial] if not row["class_name"]}
             known |= set(overall)
             values.append(overall.get(tuning.metric))
-        defined = [value for value in values if value is not None]
+        defined = [value for value in values if value is not None and math.isfinite(value)]
         if len(defined) == len(values):
             means.append((sign * sum(defined) / len(defined), candidate.settings))
     if not means:
+        near = closest(tuning.metric, known)
+        problem, hint = f"no trial has a validation {tuning.metric}", "tune by one of these; what was tried is kept"
+        if tuning.metric in known:
+            problem = f"no settings have a validation {tuning.metric} that is defined in all of their trials"
+            hint = "too few images to judge by: draw more, take fewer folds, or tune by loss or accuracy"
+        elif not known:
+            hint = "give the target a validation split (val_fraction), or tune with folds"
+        elif near:
+            problem += f"; did you mean {near}?"
         raise UndecidedError(
-            f"no trial has a validation {tuning.metric}",
-            where=f"{candidates[0].trials[0]} and others",
-            valid=sorted(known) or None,
-            hint="give the target a validation split (val_fraction), or tune with folds",
+            problem, where=f"{candidates[0].trials[0]} and others", valid=sorted(known) or None, hint=hint
         )
     best = max(score for score, _ in means)
     return next(settings for score, settings in means if score == best)

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from studies.patient_bootstrap import DEFINED
-from studies.statistics import CONFIDENCE
+from studies.statistics import CONFIDENCE, ROUNDING
 
 
 def standard_error(
@@ -41,7 +41,7 @@ def standard_error(
         # Satterthwaite squares the shares. Then few pre-trainings that agree by chance count for too little: where
         # three of them are most of the variance, 92.5 % are covered; without squares it is 94.5 %.
         inverse = share * inverse + (1 - share) * (1 / patient_freedom + 1 / (draws.shape[3] - 1))
-    known = variance > 0
+    known = _more_than_rounding(variance, values.mean(axis=(0, 1)))
     return np.sqrt(np.where(known, variance, np.nan)), np.where(known, 1 / inverse, np.nan)
 
 
@@ -85,13 +85,17 @@ def over_runs(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     rest = np.maximum(rest - rows * (columns - 1) * by_column, 0) / np.maximum((rows - 1) * (columns - 1), 1) / count
     both = np.where(count == rows * columns, rest, np.inf)
     variance, freedom = _crossed(by_row / rows, by_column / columns, both, rows, columns)
-    # Rounding leaves values that are equal a spread of their last digits.
-    known = variance > (1e-12 * np.maximum(np.abs(table["mean"].to_numpy()), 1)) ** 2
+    known = _more_than_rounding(variance, table["mean"].to_numpy())
     se, freedom = np.sqrt(np.where(known, variance, np.nan)), np.where(known, freedom, np.nan)
     half = stdtrit(freedom, (1 + CONFIDENCE) / 2) * se
     table = table[["mean"]].assign(n=count, pretrainings=rows, seeds=columns, se=se, freedom=freedom)
     table = table.assign(low=table["mean"] - half, high=table["mean"] + half)
     return table[["n", "pretrainings", "seeds", "mean", "se", "freedom", "low", "high"]]
+
+
+def _more_than_rounding(variance: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Whether values differ by more than their last digits, which rounding leaves to equal ones."""
+    return np.asarray(variance > (ROUNDING * np.maximum(np.abs(mean), 1)) ** 2)
 
 
 def _crossed(

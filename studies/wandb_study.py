@@ -21,7 +21,8 @@ KINDS = (".png", ".svg", ".pdf")
 #: What makes a cell of the table. Nothing that names an image, a patient, a folder or a single run.
 CELL = (
     *("source", "source_n", "source_dials", "architecture", "method", "target", "protocol"),
-    *("transfer_depth", "frozen_depth", "granularity", "shots", "num_images", "fraction", "dials", "metric"),
+    *("transfer_depth", "frozen_depth", "granularity", "shots", "num_images", "fraction", "dials"),
+    *("image_size", "selection", "split_policy", "label_policy", "metric"),
 )
 #: Settings that say where something lies: their names, wherever they stand in a study.
 PLACES = frozenset(key.rpartition(".")[2] for key in VOLATILE)

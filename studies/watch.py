@@ -1,15 +1,12 @@
 """What a study is doing, read from its folders: for `study status` and for the display of `study run`."""
 
-import json
-import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group
 from rich.live import Live
@@ -22,9 +19,9 @@ from studies.display import console
 from studies.estimates import Measurements, in_time
 from studies.runner import folder_of
 from studies.spec import Study
+from studies.step_times import last_metrics, read_record
 
 INTERVAL = 1.0  # seconds between two looks
-TAIL = 4096  # bytes of a metrics file that are read for its last line
 SHOWN = 8  # running cells in the display
 
 
@@ -36,7 +33,7 @@ class Watch:
         study: The study.
         runs_dir: Folder of all experiments.
         states: State of each cell at the last look.
-        measured: Seconds of the finished cells.
+        measured: Costs of the finished and running cells.
         trained: Seconds of training of the cells that finished after the first look.
     """
 
@@ -54,13 +51,15 @@ class Watch:
                 continue
             folder = folder_of(self.study, cell, self.runs_dir)
             state = folder.state()
+            if state in ("finished", "running"):
+                record = read_record(folder)
+                if record is not None:
+                    self.measured.add(cell, record)
+                if record is not None and state == "finished" and not first:
+                    self.trained += record.steps * record.seconds
             if state != self.states.get(cell.name):
                 self.states[cell.name] = state
                 changed.append(cell)
-                if state == "finished":
-                    seconds = float(folder.run.read_summary().get("run", {}).get("seconds") or 0.0)
-                    self.measured.add(cell, seconds, 0.0)
-                    self.trained += 0.0 if first else seconds
         return sorted(changed, key=lambda cell: STATES.index(self.states[cell.name]))
 
     def counts(self) -> dict[str, Counter[State]]:
@@ -80,36 +79,38 @@ class Watch:
         found = [folder_of(self.study, cell, self.runs_dir).failure() for cell in failed]
         return [failure for failure in found if failure is not None]
 
-    def last_metrics(self, cell: Cell) -> dict[str, Any]:
-        """The last line of a run's metrics; empty where there is none yet."""
-        path = folder_of(self.study, cell, self.runs_dir).run.metrics
-        try:
-            with path.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-                lines = file.read().decode("utf-8", "replace").splitlines()
-        except OSError:
-            return {}
-        for line in reversed(lines):
-            try:
-                return dict(json.loads(line))
-            except (ValueError, TypeError):  # cut off, or being written
-                continue
-        return {}
+    def blocked(self) -> list[Cell]:
+        """Cells that wait in vain: what they need has failed and is not tried again now."""
+        lost = {failure.cell for failure in self.failures() if failure.lasting or failure.set_aside}
+        found = []
+        for cell in self.study.cells:  # needs come before what needs them
+            if self.states[cell.name] == "waiting" and lost & set(cell.needs):
+                lost.add(cell.name)
+                found.append(cell)
+        return found
+
+    def left(self) -> list[Cell]:
+        """Cells that are running, or that a running study will still come to."""
+        lost = {failure.cell for failure in self.failures() if failure.lasting or failure.set_aside}
+        lost |= {cell.name for cell in self.blocked()}
+        return [cell for cell in self.study.cells if self.states[cell.name] != "finished" and cell.name not in lost]
 
     def progress_of(self, cell: Cell) -> str:
-        """What a running cell shows of itself: step and a few metrics."""
-        metrics = self.last_metrics(cell)
+        """What a cell shows of itself: step and a few metrics; empty where there are none yet."""
+        metrics = last_metrics(folder_of(self.study, cell, self.runs_dir).run.metrics)
         shown = [f"step {metrics['step']}"] if "step" in metrics else []
         for name, value in metrics.items():
             if isinstance(value, float) and name.endswith(("loss", "accuracy", "mean_auroc")) and len(shown) < 4:
                 shown.append(f"{name} {value:.3f}")
         return ", ".join(shown)
 
-    def time_left(self, jobs: int) -> float | None:
-        """Seconds until the open cells are done by so many processes; None while some kind has not been measured."""
-        left = [cell for cell in self.study.cells if self.states[cell.name] in ("running", "waiting")]
-        estimate = self.measured.estimate(left)
-        return None if estimate.unknown else estimate.seconds / jobs
+    def time_left(self, jobs: int | None = None) -> float | None:
+        """Seconds until the open cells are done by so many processes (default: as many as run now).
+
+        None while some kind has not been measured.
+        """
+        estimate = self.measured.estimate(self.left())
+        return None if estimate.unknown else estimate.seconds / (jobs or max(1, len(self.running())))
 
 
 def table_of(watch: Watch) -> Table:
@@ -123,56 +124,79 @@ def table_of(watch: Watch) -> Table:
     return table
 
 
-@contextmanager
-def shown(watch: Watch, jobs: int) -> Iterator[None]:
-    """Show a study's progress while it runs: a live table, or a line a cell where there is no screen."""
-    watch.look()
-    done, cells, begun = threading.Event(), len(watch.study.cells), time.monotonic()
+@dataclass
+class Display:
+    """A study's progress on the screen: a live table and a line a finished cell, or the lines alone without a screen.
 
-    def left() -> str:
-        seconds = watch.time_left(jobs)
-        if not watch.trained or not seconds:
+    Attributes:
+        watch: The study's cells.
+        jobs: Processes that run them; None: as many as run at the moment.
+    """
+
+    watch: Watch
+    jobs: int | None = None
+    begun: float = field(default_factory=time.monotonic)
+
+    def time_left(self) -> str:
+        """Time left in words; empty while nobody can tell."""
+        seconds = self.watch.time_left(self.jobs)
+        if not seconds:
             return ""
         # What lies between the training of two cells shows in the time that has passed.
-        overhead = (time.monotonic() - begun) * jobs / watch.trained
+        trained = self.watch.trained
+        overhead = (time.monotonic() - self.begun) * (self.jobs or 1) / trained if trained else 1.0
         return f", about {in_time(seconds * max(1.0, overhead))} left"
 
-    def line(cell: Cell) -> None:
-        state = watch.states[cell.name]
-        if state not in ("finished", "failed", "set aside"):
-            return
-        counts = Counter(watch.states.values())
-        broken = counts["failed"] + counts["set aside"]
+    def line(self, cell: Cell) -> str:
+        """What is said of a cell that is done."""
+        counts = Counter(self.watch.states.values())
+        state, broken = self.watch.states[cell.name], counts["failed"] + counts["set aside"]
         failed = f", {broken} failed" if broken else ""
-        tail = "" if state == "finished" else f" ({state})"
-        console.print(f"{counts['finished'] + broken}/{cells}{failed}{left()}: {cell.name}{tail}", markup=False)
+        tail = f" ({state})" if state != "finished" else f"  {self.watch.progress_of(cell)}".rstrip()
+        done = f"{counts['finished'] + broken}/{len(self.watch.study.cells)}"
+        return f"{done}{failed}{self.time_left()}: {cell.name}{tail}"
 
-    def render() -> Group:
+    def render(self) -> Group:
+        """The live table."""
+        watch = self.watch
         rows = [Text(f"  {cell.name}  {watch.progress_of(cell)}", style="dim") for cell in watch.running()[:SHOWN]]
-        return Group(table_of(watch), Text(f"{in_time(time.monotonic() - begun)} so far{left()}"), *rows)
+        return Group(table_of(watch), Text(f"{in_time(time.monotonic() - self.begun)} so far{self.time_left()}"), *rows)
 
-    def follow(live: Live | None) -> None:
-        while not done.wait(INTERVAL):
-            update(live)
 
-    def update(live: Live | None) -> None:
-        changed = watch.look()
-        if live is not None:
-            live.update(render(), refresh=True)
-            return
+@contextmanager
+def shown(watch: Watch, jobs: int | None = None, on_finished: Callable[[], None] | None = None) -> Iterator[None]:
+    """Show a study's progress while it runs.
+
+    Args:
+        watch: The study's cells.
+        jobs: Processes that run them; None: as many as run at the moment.
+        on_finished: Called from time to time after cells have finished.
+    """
+    watch.look()
+    display, done, news = Display(watch, jobs), threading.Event(), False
+    live = Live(display.render(), console=console, auto_refresh=False) if console.is_terminal else None
+
+    def update() -> bool:
+        changed = [cell for cell in watch.look() if watch.states[cell.name] in ("finished", "failed", "set aside")]
         for cell in changed:
-            line(cell)
-
-    live = Live(render(), console=console, auto_refresh=False) if console.is_terminal else None
-    if live is not None:
-        live.start()
-    thread = threading.Thread(target=follow, args=(live,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        update(live)
+            console.print(display.line(cell), markup=False)
         if live is not None:
-            live.stop()
+            live.update(display.render(), refresh=True)
+        return bool(changed)
+
+    def follow() -> None:
+        nonlocal news
+        while not done.wait(INTERVAL):
+            news |= update()
+            if news and on_finished is not None:
+                on_finished()
+
+    with live or nullcontext():
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            update()

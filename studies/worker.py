@@ -7,6 +7,7 @@ states. `python -m studies.worker FILE --runs_dir DIR` is such a process; `study
 import argparse
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from studies.cell_folder import CellFolder, Failure
 from studies.cells import Cell
 from studies.failures import describe_exception, exit_code
-from studies.runner import Execute, folder_of, run_cell
+from studies.runner import Execute, clean, folder_of, run_cell
 from studies.spec import Study, read_study
 
 POLL = 0.5  # seconds between two looks at cells that others run
@@ -37,7 +38,8 @@ def work(
         only: Names of the cells to run; default: all. What they need is waited for, not run.
 
     Returns:
-        The cells without a result: failed, or in need of one that failed.
+        The cells without a result: failed, or in need of one that failed. Trials whose loss was not finite are none:
+        that is what they found.
     """
     waiting = [cell for cell in study.cells if only is None or cell.name in only]
     folders = {cell.name: folder_of(study, cell, runs_dir) for cell in study.cells}
@@ -53,7 +55,8 @@ def work(
             if cell.name not in finished and cell.name not in failures:
                 again.append(cell)
         if not again:
-            return list(failures.values())
+            trials = {cell.name for cell in study.cells if cell.kind == "trial"}
+            return [lost for lost in failures.values() if not (lost.diverged and lost.cell in trials)]
         waiting, pause = again, POLL if progress else min(2 * pause, SLOWEST_POLL)
         if not progress:
             time.sleep(pause)
@@ -74,6 +77,9 @@ def _step(
         if need not in finished and folders[need].finished():
             finished.add(need)
         lost = failures.get(need) or (_lost(folders[need]) if need not in finished else None)
+        if lost is not None and lost.diverged and need != cell.weights:
+            failures[need] = lost  # a trial whose rate was too high, say: its settings are not chosen
+            continue
         if lost is not None:
             # A finished cell stays finished, whatever has become of its weights since.
             if not folder.finished():
@@ -88,7 +94,7 @@ def _step(
     if lost is not None:
         failures[cell.name] = lost
         return True
-    if any(need not in finished for need in cell.needs):
+    if any(need not in finished and need not in failures for need in cell.needs):
         return None
     with folder.claim() as mine:
         if not mine:
@@ -111,13 +117,23 @@ def _lost(folder: CellFolder) -> Failure | None:
 
 
 def begin(study: Study, runs_dir: Path) -> None:
-    """Let a command that begins try again what failed before, unless it is set aside."""
+    """Let a command that begins try again what failed before, unless set aside, and finish what a kill cut off."""
     for cell in study.cells:
-        folder_of(study, cell, runs_dir).forgive()
+        folder = folder_of(study, cell, runs_dir)
+        folder.forgive()
+        if folder.holders() and folder.finished():  # killed between its last row and its checkpoints' end
+            with folder.claim() as mine:
+                if mine:
+                    clean(study, cell, runs_dir)
 
 
 def end_with_parent() -> None:
-    """Stop this process, resumable, when the process that started it is gone: its end of the pipe closes."""
+    """Stop this process, resumable, when the process that started it is gone: its end of the pipe closes.
+
+    A worker that was started by hand has no such pipe and stands alone.
+    """
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
 
     def watch() -> None:
         while os.read(0, 1024):  # not by sys.stdin, whose lock the end of the interpreter would wait for

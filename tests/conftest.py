@@ -12,6 +12,7 @@ os.environ.pop("FARSHOT_DATA", None)
 
 import pytest
 import torch
+import yaml
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -89,3 +90,18 @@ data:
 """
     )
     return path
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write the small study of tests/test_study.py, with changes laid over its block and it: returns its path."""
+    from studies.layers import merge
+    from tests.test_study import STUDY
+
+    def call(block=None, **changes):
+        path = tmp_path / "study.yaml"
+        blocks = {"blocks": [{**STUDY["blocks"][0], **block}]} if block is not None else {}
+        path.write_text(yaml.safe_dump(merge(STUDY, blocks, changes)))
+        return path
+
+    return call

@@ -38,6 +38,10 @@ LEAVES = {
         "dials",
         "source_dials",
         "randaugment",
+        "simclr_views",
+        "colour",
+        "image_text/captions",
+        "image_text/label_texts",
         "label_space",
         "arguments",
         "ontology",
@@ -47,7 +51,11 @@ LEAVES = {
         "chest_xray/labels",
         "metadata",
     ),
-    "lightning_modules": ("errors", "losses", "metrics", "thresholds", "optimizers", "schedules", "mixup"),
+    "lightning_modules": (
+        *("errors", "losses", "metrics", "thresholds", "optimizers", "schedules", "mixup"),
+        *("contrastive_losses", "gather", "global_norm", "pair_evaluation", "collapse", "probes"),
+        *("text/tower", "text/words", "text/transformer", "text/open_clip", "text/hugging_face"),
+    ),
 }
 
 

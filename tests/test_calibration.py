@@ -10,19 +10,11 @@ from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from lightning_modules.metrics import evaluate
-from studies.calibration import (
-    TEMPERATURES,
-    bootstrap_counts,
-    calibration_errors,
-    calibration_table,
-    confidences,
-    debiased,
-    error_by_chance,
-    fit_temperature,
-    reliability,
-    wilson,
-)
+from studies.calibration import calibration_table
+from studies.calibration_errors import calibration_errors, confidences, debiased, error_by_chance, reliability
 from studies.calibration_figures import reliability_diagram
+from studies.patient_sums import bootstrap_counts, wilson
+from studies.temperature import TEMPERATURES, fit_temperature
 
 SHIFT = 0.7  # logits are too high by this
 

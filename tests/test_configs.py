@@ -17,6 +17,7 @@ from tests.data import (
     dtd,
     eurosat,
     flowers,
+    image_text,
     imagenet,
     mimic,
     nih,
@@ -51,8 +52,19 @@ BY_CLASS = {
     "DomainNet": ("domainnet", domainnet.create),
     "Cassava": ("cassava", cassava.create),
     "CameraTraps": ("camera_traps", camera_traps.create),
+    "YFCC15M": ("yfcc15m", image_text.create),
+    "LAION400M": ("laion400m", image_text.create),
+    "ConceptualCaptions3M": ("cc3m", image_text.create),
+    "ConceptualCaptions12M": ("cc12m", image_text.create),
+    "RedCaps": ("redcaps", image_text.create),
+    "WIT": ("wit", image_text.create),
+    "Shutterstock": ("shutterstock", image_text.create),
 }
 """Default folder of each data set, and what writes it there (with pytest's monkeypatch where it wants that)."""
+
+
+CAPTIONED = ("yfcc15m", "laion400m", "cc3m", "cc12m", "redcaps", "wit", "shutterstock")
+"""Configs of images with captions and no classes."""
 
 
 def named(folder):
@@ -85,7 +97,20 @@ def data_root(tmp_path, monkeypatch):
     return create
 
 
-@pytest.mark.parametrize("config", named("data"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", CAPTIONED)
+def test_data_configs_of_captions(name, data_root, run_cli, tmp_path):
+    config = CONFIGS / "data" / f"{name}.yaml"
+    data_root(config.read_text())
+    text = '{"class_path": "SmallText", "init_args": {"vocabulary": 64, "width": 16, "layers": 1, "heads": 2}}'
+    code, _, err = run_cli(
+        *("fit", "--config", CONFIGS / "trainer" / "cpu.yaml", "--model", "CLIP", f"--model.init_args.text={text}"),
+        *("--config", config, "--runs_dir", tmp_path / "runs", "--run", "a", *SMALL, "--trainer.max_steps", "2"),
+        *("--trainer.enable_progress_bar", "false"),
+    )
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("config", [path for path in named("data") if path.stem not in CAPTIONED], ids=lambda p: p.stem)
 def test_data_configs(config, data_root, run_cli, tmp_path):
     root = data_root(config.read_text())
     code, _, err = run_cli(

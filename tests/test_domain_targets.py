@@ -223,7 +223,7 @@ class TestCameraTraps(DataModuleContract):
             tests.append(location)
             assert location not in set(table.groups[data.rows("train")])
         assert sorted(tests) == ["125", "33", "38", "61"]
-        assert data.split_policy == "fold 3/4 by group"
+        assert data.split_policy == "4 folds by group"
 
     def test_truncated_annotations(self):
         path = self.root / "eccv_18_annotation_files" / "cis_val_annotations.json"

@@ -1,12 +1,6 @@
 """The study engine: axes become cells, trials choose, several processes share the work, kills cost nothing."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +12,6 @@ from studies.jobs import run_study
 from studies.layers import merge
 from studies.spec import read_study
 from studies.store import collect
-from studies.worker import work
 from tests.test_study import STUDY
 
 ROOT = Path(__file__).parent.parent
@@ -27,15 +20,10 @@ LR = "model.init_args.optimizer.init_args.lr"
 OPTIMIZER = {"model": {"init_args": {"optimizer": {"class_path": "SGDAGC", "init_args": {"lr": 0.1}}}}}
 
 
-@pytest.fixture
-def write(tmp_path):
-    def call(block=None, **changes):
-        path = tmp_path / "study.yaml"
-        blocks = {"blocks": [{**BLOCK, **block}]} if block is not None else {}
-        path.write_text(yaml.safe_dump(merge(STUDY, blocks, changes)))
-        return path
-
-    return call
+def finish(tmp_path, cell):
+    folder = CellFolder(tmp_path / "tiny" / cell.name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.run.update_summary(state="finished")
 
 
 def transfers(study):
@@ -151,13 +139,14 @@ def test_an_unknown_scale_and_filter(write, run_cli, tmp_path):
 
 @pytest.mark.parametrize("folds", [None, 2])
 def test_trials_choose_and_only_the_winner_sees_test_images(write, tmp_path, folds):
-    tune = {"settings": {LR: [1e-6, 0.1]}, "metric": "loss", **({"folds": folds} if folds else {})}
+    diverging = [] if folds else [1e30]  # a trial without a finite loss is an outcome, not a failure of the study
+    tune = {"settings": {LR: [*diverging, 1e-6, 0.1]}, "metric": "loss", **({"folds": folds} if folds else {})}
     shots = {"shots": [4], "seeds": [0], "sources": ["scratch"]}
     longer = {"trainer": {"max_steps": 12}}
     path = write({**shots, "tune": tune, "config": merge(OPTIMIZER, longer)})
     study = read_study(path)
     trials = [cell for cell in study.cells if cell.kind == "trial"]
-    assert len(trials) == 2 * (folds or 1)
+    assert len(trials) == (2 + len(diverging)) * (folds or 1)
     (winner,) = transfers(study)
     assert set(winner.needs) == {cell.name for cell in trials}
     assert run_study(study, tmp_path) == []
@@ -165,8 +154,11 @@ def test_trials_choose_and_only_the_winner_sees_test_images(write, tmp_path, fol
     assert all("test" not in summaries[cell.name] and "rows" not in summaries[cell.name] for cell in trials)
     losses = {}
     for cell in trials:
-        (loss,) = (row["value"] for row in summaries[cell.name]["validation"] if row["name"] == "loss")
         rate = cell.config["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+        if rate in diverging:
+            assert CellFolder(tmp_path / "tiny" / cell.name).failure().diverged
+            continue
+        (loss,) = (row["value"] for row in summaries[cell.name]["validation"] if row["name"] == "loss")
         losses[rate] = losses.get(rate, 0.0) + loss
     best = min(losses, key=losses.get)
     frame = collect(tmp_path / "tiny")
@@ -186,170 +178,6 @@ def test_a_metric_that_no_trial_has_is_named(write, tmp_path):
     assert failure.lasting
 
 
-# Several processes, kills, crashes ------------------------------------------------------------------------------------
-
-
-def finish(tmp_path, cell):
-    folder = CellFolder(tmp_path / "tiny" / cell.name)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.run.update_summary(state="finished")
-
-
-def test_three_failures_set_a_cell_aside_until_it_is_asked_for(write, run_cli, tmp_path):
-    path = write({"sources": ["scratch"], "shots": [1], "seeds": [0, 1]})
-    study = read_study(path)
-    tries = []
-
-    def execute(words, cell):
-        tries.append(cell.columns["seed"])
-        if cell.columns["seed"] == 0:
-            raise OSError("the disk is gone")
-        finish(tmp_path, cell)
-
-    (failure,) = work(study, tmp_path, execute)
-    assert tries == [0, 1, 0, 0]  # the others first
-    assert (failure.attempts, failure.set_aside, failure.reason) == (ATTEMPTS, True, "the disk is gone")
-    assert "the disk is gone" in failure.log.read_text()
-    work(study, tmp_path, execute)
-    assert len(tries) == 4
-    code, out, _ = run_cli("study", "status", path, "--runs_dir", tmp_path)
-    assert (code, "set aside after 3 tries" in out) == (0, True)
-    code, out, _ = run_cli("study", "run", path, "--runs_dir", tmp_path, "--rerun", "state=set aside", "--dry-run")
-    assert (code, "1 cells run anew" in out) == (0, True)
-    assert CellFolder(failure.log.parent).state() == "set aside"  # a dry run changes nothing
-
-
-def test_lasting_failures_are_tried_once_a_command(write, tmp_path):
-    study = read_study(write({"sources": ["scratch"], "shots": [1], "seeds": [0]}))
-    tries = []
-
-    def execute(words, cell):
-        from datamodules.errors import DataError
-
-        tries.append(cell.name)
-        raise DataError("no such folder")
-
-    for count in range(1, 5):
-        (failure,) = run_study(study, tmp_path, execute)
-        assert len(tries) == failure.attempts == min(count, ATTEMPTS)
-
-
-def test_a_cell_that_another_process_runs_is_left_alone_and_waited_for(write, tmp_path):
-    study = read_study(write({"sources": ["scratch"], "shots": [1], "seeds": [0, 1]}))
-    first, second = study.cells
-    folder = CellFolder(tmp_path / "tiny" / first.name)
-    folder.path.mkdir(parents=True)
-    code = (
-        "import fcntl, sys, time; file = open(sys.argv[1], 'ab'); fcntl.flock(file, fcntl.LOCK_EX); "
-        "print(1, flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(folder.path / "lock")], stdout=subprocess.PIPE)
-    holder.stdout.readline()
-    assert folder.state() == "running"
-    ran = []
-
-    def execute(words, cell):
-        ran.append(cell.name)
-        finish(tmp_path, cell)
-        holder.kill()  # a crash: the system lets go of the lock
-        holder.wait()
-
-    assert work(study, tmp_path, execute) == []
-    assert ran == [second.name, first.name]
-
-
-def test_rerun_keeps_the_old_run(write, run_cli, tmp_path):
-    path = write({"sources": ["scratch"], "shots": [1], "seeds": [0, 1]})
-    study = read_study(path)
-    for cell in study.cells:
-        finish(tmp_path, cell)
-        (tmp_path / "tiny" / cell.name / "note.txt").write_text(cell.name)
-    from studies.commands.study import rerun
-
-    assert rerun(study, tmp_path, ["seed=1"]) == {study.cells[1].name}
-    assert [CellFolder(tmp_path / "tiny" / cell.name).state() for cell in study.cells] == ["finished", "waiting"]
-    (kept,) = (tmp_path / "tiny" / ".replaced").iterdir()
-    assert (kept / "note.txt").read_text() == study.cells[1].name
-
-
-def command(path, runs, *words):
-    root = [sys.executable, str(ROOT / "cli.py"), "study", "run", str(path), "--runs_dir", str(runs)]
-    return [*root, "--wandb", "off", *words]
-
-
-def start(words):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-
-
-VOLATILE = ["seconds", "peak_memory", "energy"]
-
-
-def test_killed_studies_end_like_undisturbed_ones(write, tmp_path):
-    path = write({"shots": [1, 2]}, config={"trainer": {"max_steps": 4}})
-    study = read_study(path)
-    assert run_study(study, tmp_path / "whole") == []
-    chance = random.Random(0)
-    begun = time.monotonic()
-    for _ in range(2):
-        process = start(command(path, tmp_path / "killed", "--jobs", "2"))
-        done = len(list((tmp_path / "killed").glob("tiny/*/summary.json")))
-        while process.poll() is None and time.monotonic() - begun < 120:
-            now = len(list((tmp_path / "killed").glob("tiny/*/summary.json")))
-            if now >= done + 2:
-                break
-            time.sleep(0.05)
-        time.sleep(chance.uniform(0, 0.6))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert run_study(study, tmp_path / "killed") == []
-    frames = [collect(tmp_path / name / "tiny").drop(columns=VOLATILE) for name in ("whole", "killed")]
-    pd.testing.assert_frame_equal(*frames)
-    assert len(frames[0]) > 100
-
-
-def test_a_worker_that_dies_costs_its_cell_a_try(write, tmp_path, monkeypatch):
-    """The first try of one cell kills its process, as the kernel does when memory runs out."""
-    path = write({"sources": ["scratch"], "shots": [1], "seeds": [0, 1, 2]})
-    study = read_study(path)
-    marker = tmp_path / "marker"
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    doomed = tmp_path / "runs" / "tiny" / study.cells[1].name
-    (hook / "sitecustomize.py").write_text(
-        "import os, signal, sys, threading, time, pathlib\n"
-        f"marker, cell = pathlib.Path({str(marker)!r}), pathlib.Path({str(doomed)!r})\n"
-        "def watch():\n"
-        "    while not marker.exists():\n"
-        "        lock = cell / 'lock'\n"
-        "        if lock.exists() and lock.read_text() == str(os.getpid()):\n"
-        "            marker.write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        time.sleep(0.002)\n"
-        "if 'studies.worker' in ' '.join(sys.orig_argv):\n"
-        "    threading.Thread(target=watch, daemon=True).start()\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(hook))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert run_study(study, tmp_path / "runs", jobs=2) == []
-    assert marker.exists()
-    assert len(list((tmp_path / "runs" / "tiny").glob("*/summary.json"))) == 3
-    assert "SIGKILL" in (doomed / "failed.log").read_text()
-
-
-def test_cells_with_processes_of_their_own_run_alone(write, tmp_path, run_cli):
-    strategy = {"trainer": {"strategy": "ddp", "devices": 2}}
-    path = write({"sources": ["scratch"], "shots": [2], "seeds": [0]}, config=strategy)
-    code, _, err = run_cli("study", "run", path, "--runs_dir", tmp_path, "--jobs", "2")
-    assert (code, "takes several devices by itself" in err) == (2, True)
-    code, _, err = run_cli("study", "run", path, "--runs_dir", tmp_path)
-    assert (code, err) == (0, "")
-    frame = collect(tmp_path / "tiny")
-    assert set(frame["source"]) == {"scratch"}
-    assert set(frame["study"]) == {"tiny"}
-
-
 # What it says ---------------------------------------------------------------------------------------------------------
 
 
@@ -359,12 +187,15 @@ def test_dry_run_and_query(write, run_cli, tmp_path):
     assert code == 0
     assert "3 cells (1 pretrain, 2 transfer), 0 finished" in out
     assert "3 cells cannot be judged" in out
+    assert "--measure" in out
     assert not (tmp_path / "tiny").exists()
     only = ("--only", "source=scratch", "kind=transfer")
     assert run_cli("study", "run", path, "--runs_dir", tmp_path, *only)[0] == 0
     code, out, _ = run_cli("study", "run", path, "--runs_dir", tmp_path, "--dry-run")
     assert "1 finished" in out
-    assert "for 1 cells, judged by 1 finished ones" in out
+    assert "for 1 cells, their steps × measured seconds a step" in out
+    assert "1 cells by finished runs" in out
+    assert "disk: " in out
     code, out, _ = run_cli(
         "study", "query", path, "--runs_dir", tmp_path, "--where", "metric=accuracy,mean_auroc", "value>=0"
     )
@@ -390,3 +221,33 @@ def test_status_shows_what_runs(write, run_cli, tmp_path):
         code, out, _ = run_cli("study", "status", path, "--runs_dir", tmp_path)
     assert code == 0
     assert f"running: {first.name}  step 2, train/loss 0.500" in out
+
+
+def test_status_knows_what_waits_in_vain_and_ends(write, run_cli, tmp_path):
+    path = write({"sources": ["near"], "shots": [1], "seeds": [0, 1]})
+    weights = CellFolder(tmp_path / "tiny" / read_study(path).cells[0].name)
+    weights.path.mkdir(parents=True)
+    for _ in range(ATTEMPTS):
+        weights.record_failure("no memory", "", code=1)
+    code, out, _ = run_cli("study", "status", path, "--runs_dir", tmp_path, "--watch")
+    assert (code, "2 of the waiting cells need one that failed" in out) == (0, True)
+
+
+def test_query_leaves_out_cells_that_the_file_no_longer_has(write, run_cli, tmp_path):
+    for lengths in ([2], [3]):
+        path = write({"sources": ["scratch"], "shots": [1], "seeds": [0], "vary": {"trainer.max_steps": lengths}})
+        (cell,) = read_study(path).cells
+        finish(tmp_path, cell)
+        row = {**cell.columns, "metric": "accuracy", "value": 0.5}
+        CellFolder(tmp_path / "tiny" / cell.name).run.update_summary(rows=[row])
+    query = ("study", "query", path, "--runs_dir", tmp_path)
+    code, out, _ = run_cli(*query, "--columns", "protocol, value")
+    assert (code, "1 rows" in out, "1 cells that the study's file no longer has" in out) == (0, True, True)
+    assert "max_steps=2" not in out
+    for words, problem in (
+        (("--output", "rows.xlsx"), ".csv, .parquet"),
+        (("--output", tmp_path / "nowhere" / "rows.csv"), "cannot write"),
+        (("--columns", "sauce"), "did you mean 'source'"),
+    ):
+        code, _, err = run_cli(*query, *words)
+        assert (code, problem in err, "Traceback" in err) == (2, True, False)

@@ -137,8 +137,12 @@ def test_differences_without_spread():
         [frame_of([1.0, 1.0]), frame_of([1.0, 1.0], "B"), frame_of([0.5, 0.5], "C"), frame_of([1.0], "D")]
     )
     table = paired_differences(frame, "A").set_index("source")
-    assert table["p"].to_dict() == pytest.approx({"B": 1.0, "C": 0.0, "D": np.nan}, nan_ok=True)
-    assert table["p_holm"].to_dict() == pytest.approx({"B": 1.0, "C": 0.0, "D": np.nan}, nan_ok=True)
+    for name in ("p", "p_holm"):
+        assert table[name].to_dict() == pytest.approx({"B": 1.0, "C": np.nan, "D": np.nan}, nan_ok=True)
+    assert table.loc["C", ["difference", "low", "high"]].tolist() == pytest.approx([-0.5, np.nan, np.nan], nan_ok=True)
+    values = np.array([0.35, 0.45, 0.6])  # differences of 0.1 but for their last digits
+    rounded = paired_differences(pd.concat([frame_of(values), frame_of(values + 0.1, "B")]), "A")
+    assert rounded[["low", "p", "p_holm"]].isna().all(axis=None)
 
 
 def test_holm_rejects_what_the_step_down_procedure_rejects():

@@ -89,8 +89,14 @@ def test_equal_and_absent_values_draw(gains):
     assert not none.axes[0].texts
 
 
-def test_nothing_leaves_the_figure(gains, tmp_path):
-    figure = heat_map(gains, "gain", "gain (points)", diverging=True)
+def test_maps_share_a_scale_where_it_is_given(gains):
+    (mesh,) = heat_map(gains, "gain", "gain", diverging=True, limit=0.2).axes[0].collections
+    assert mesh.get_clim() == pytest.approx((-20, 20))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_nothing_leaves_the_figure(gains, tmp_path, rows):
+    figure = heat_map(gains.head(rows), "gain", "gain over scratch (points)", diverging=True)
     figure.draw_without_rendering()
     box = figure.get_tightbbox()
     assert box.x0 >= -0.01

@@ -248,7 +248,7 @@ class TestReversedFlowers(_Flowers):
 
     def test_rows_name_the_split(self):
         assert self.make().split_policy == "cherti2022: train and test reversed, official"
-        assert self.make(folds=4).split_policy == "cherti2022: train and test reversed, fold 0/4 by group"
+        assert self.make(folds=4).split_policy == "cherti2022: train and test reversed, 4 folds by group"
 
     def test_folds_leave_its_test_set_alone(self):
         assert not set(self.make(folds=4).rows("test")) & set(self.make().rows("test"))

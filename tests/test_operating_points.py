@@ -5,7 +5,6 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from datamodules.errors import DataError
-from studies.calibration import bootstrap_counts, wilson
 from studies.operating_points import (
     Share,
     operating_points,
@@ -14,6 +13,7 @@ from studies.operating_points import (
     threshold_at_sensitivity,
     threshold_at_specificity,
 )
+from studies.patient_sums import bootstrap_counts, wilson
 
 
 def scored(n=400, seed=0, prevalence=0.3):

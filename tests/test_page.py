@@ -130,6 +130,13 @@ def test_files_are_linked_by_relative_addresses():
     assert "LaTeX" in tree.text
 
 
+def test_links_of_one_kind_bear_the_names_of_their_files():
+    block = TableBlock(pd.DataFrame({"a": ["+1.0 [0.5, 1.5]"]}), "", files=["summary.csv", "gains.csv", "gains.tex"])
+    text = Tree(render_page(Page("t", [], {}, [Section("s", [block])]))).text
+    assert "summary.csv gains.csv LaTeX" in " ".join(text.split())
+    assert "[0.5,\u00a01.5]" in text  # no line breaks an interval
+
+
 def test_a_long_table_is_cut_and_says_so():
     frame = pd.DataFrame({"run": [f"run-{i}" for i in range(100_000)], "value": 0.5})
     page = render_page(Page("t", [], {}, [Section("s", [TableBlock(frame, "Rows.", files=["results.csv"])])]))
@@ -226,13 +233,13 @@ def site(tmp_path):
     server.server_close()
 
 
-def browse(folder, address):
+def browse(folder, address, *options):
     """The document after its scripts have run, and what the console said."""
     done = subprocess.run(
         [
             *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
             *(f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=4000"),
-            *("--window-size=1400,1000", "--dump-dom", address),
+            *("--window-size=1400,1000", *options, "--dump-dom", address),
         ],
         capture_output=True,
         text=True,

@@ -90,6 +90,15 @@ def test_flat_errors_are_called_flat():
     assert all((law.low <= 0 <= law.high) == called for law, called in zip(laws, flat, strict=True))
 
 
+@pytest.mark.parametrize("scales", [5, 8, 12])
+def test_equal_errors_are_flat(scales):
+    """Rounding of their logarithms is no slope."""
+    for error in (0.1, 0.3, 0.77):
+        law = fit_power_law(np.geomspace(100, 1e5, scales), np.full(scales, error), np.zeros(scales))
+        assert (law.verdict, law.p) == ("not distinguishable from flat", 1.0)
+        assert (law.exponent, law.factor) == (0.0, pytest.approx(error))
+
+
 def test_too_few_points_are_listed_and_not_fitted():
     n, error, seed = simulated(np.random.default_rng(5), 4, 0.3, 0.0)
     law = fit_power_law(n, error, seed)

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from studies import figures
-from studies.report import select_headline, sentence, verdict, write_report
+from studies.report import select_headline, write_report
+from studies.report_markdown import sentence, verdict
 from studies.results import ResultsError, read_csv, rows_to_frame
 from studies.statistics import summarise
 

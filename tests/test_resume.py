@@ -24,10 +24,12 @@ WORDS = [
 CASES = {"mid-epoch": 4, "epoch boundary": 6}
 
 
-def fit_all(config, runs, fits):
-    """Fit each (name, batches before the kill or −1, further words) in a process of its own; returns the exit codes."""
-    common = ["fit", "--config", str(config), "--runs_dir", str(runs), *WORDS]
-    orders = [[kill_after, [*common, "--run", name, *words]] for name, kill_after, words in fits]
+def fit_all(runs, fits):
+    """Fit each (config, name, batches before the kill or −1, further words), all from one process; the exit codes."""
+    orders = [
+        [kill_after, ["fit", "--config", str(config), "--runs_dir", str(runs), *WORDS, "--run", name, *words]]
+        for config, name, kill_after, words in fits
+    ]
     command = [sys.executable, "-m", "tests.kill_run", json.dumps(orders)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PL_GLOBAL_SEED": "0"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
@@ -37,24 +39,9 @@ def fit_all(config, runs, fits):
     return codes
 
 
-def fit(config, runs, name, *, kill_after=-1, words=()):
-    """Fit in a process of its own; returns its exit code."""
-    return fit_all(config, runs, [(name, kill_after, words)])[0]
-
-
-def weights(runs, name):
-    checkpoint = torch.load(runs / "tiny" / name / "checkpoints" / "last.ckpt", weights_only=True)
+def weights(runs, name, experiment="tiny"):
+    checkpoint = torch.load(runs / experiment / name / "checkpoints" / "last.ckpt", weights_only=True)
     return {"step": torch.tensor(checkpoint["global_step"]), **checkpoint["state_dict"]}, checkpoint["optimizer_states"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The weights of a run that nobody kills; workers do not matter."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    config = folder / "tiny.yaml"
-    config.write_text(CONFIG)
-    assert fit(config, folder, "whole") == 0
-    return weights(folder, "whole")
 
 
 CONFIG = """
@@ -71,36 +58,33 @@ data:
 """
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("case", CASES)
-def test_killed_run_resumes_to_identical_weights(tmp_path, undisturbed, case, workers):
+@pytest.mark.timeout(300)
+def test_killed_runs_resume_to_identical_weights(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(CONFIG)
-    words = ("--data.init_args.num_workers", str(workers))
-    assert fit(config, tmp_path, "killed", kill_after=CASES[case], words=words) == -signal.SIGKILL
-    partial, _ = weights(tmp_path, "killed")
-    assert partial["step"] == CASES[case]
-    assert fit(config, tmp_path, "killed", words=words) == 0
-    state, optimizer = weights(tmp_path, "killed")
-    expected, expected_optimizer = undisturbed
-    different = [key for key in expected if not torch.equal(state[key], expected[key])]
-    assert not different
-    for key, entry in expected_optimizer[0]["state"].items():
-        torch.testing.assert_close(optimizer[0]["state"][key], entry, rtol=0, atol=0)
-
-
-def test_step_based_run_with_accumulation_resumes_too(tmp_path):
-    config = tmp_path / "tiny.yaml"
-    config.write_text(CONFIG)
-    words = (
+    accumulate = (
         *("--trainer.max_epochs=-1", "--trainer.max_steps", "8", "--data.init_args.max_batch_per_device", "8"),
         *("--checkpoint_every", "2"),
     )
-    assert fit_all(config, tmp_path, [("whole", -1, words), ("killed", 11, words)]) == [0, -signal.SIGKILL]
-    assert weights(tmp_path, "killed")[0]["step"] == 4  # 11 device batches are 5 steps, the last save was at 4
-    assert fit(config, tmp_path, "killed", words=words) == 0
-    expected, state = weights(tmp_path, "whole")[0], weights(tmp_path, "killed")[0]
-    assert not [key for key in expected if not torch.equal(state[key], expected[key])]
+    killed = [
+        (config, f"{case}, {workers} workers", after, ("--data.init_args.num_workers", str(workers)))
+        for case, after in CASES.items()
+        for workers in (0, 2)
+    ]
+    killed.append((config, "accumulation", 11, accumulate))
+    whole = [(config, "whole", -1, ()), (config, "whole accumulation", -1, accumulate)]
+    assert fit_all(tmp_path, [*whole, *killed]) == [0, 0, *[-signal.SIGKILL] * 5]
+    # 11 device batches are 5 steps, and the last save was at 4.
+    steps = {name: 4 if name == "accumulation" else after for _, name, after, _ in killed}
+    assert {name: int(weights(tmp_path, name)[0]["step"]) for name in steps} == steps
+    assert fit_all(tmp_path, [(config, name, -1, words) for config, name, _, words in killed]) == [0] * 5
+    for name in steps:
+        (expected, expected_optimizer), (state, optimizer) = (
+            weights(tmp_path, run) for run in ("whole accumulation" if name == "accumulation" else "whole", name)
+        )
+        assert not [key for key in expected if not torch.equal(state[key], expected[key])], name
+        for key, entry in expected_optimizer[0]["state"].items():
+            torch.testing.assert_close(optimizer[0]["state"][key], entry, rtol=0, atol=0)
 
 
 def test_sigterm_saves_and_exits_143(tmp_path):
@@ -147,41 +131,39 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-# lp_ft of 10 steps: 4 of the probe, 6 of fine-tuning. Killed in the probe, between the phases, and in the second one.
-@pytest.mark.parametrize("optimizer", ["SGDAGC", "torch.optim.AdamW"])
-def test_a_run_of_two_phases_resumes_in_either(tmp_path, optimizer):
-    config, source = tmp_path / "tiny.yaml", tmp_path / "source.pth"
-    config.write_text(CONFIG.replace("SGDAGC", optimizer))
-    torch.save(create_backbone("test_resnet", 5).state_dict(), source)
-    words = [
-        *("--trainer.max_epochs=-1", "--trainer.max_steps", "10", "--model.init_args.weights", str(source)),
-        *("--model.init_args.probe_fraction", "0.4", "--model.init_args.layer_decay", "0.8"),
-        *("--model.init_args.frozen_depth", "1", "--model.init_args.optimizer.init_args.weight_decay", "0.01"),
-    ]
-    kills = {"probe": 2, "boundary": 4, "finetuning": 7}
-    fits = [(name, kill_after, words) for name, after in kills.items() for kill_after in (after, -1)]
-    assert fit_all(config, tmp_path, [("whole", -1, words), *fits]) == [0, *[-signal.SIGKILL, 0] * 3]
-    expected, (expected_optimizer,) = weights(tmp_path, "whole")
-    given = torch.load(source, weights_only=True)
-    still = {key for key in given if torch.equal(given[key], expected[f"backbone.{key}"])}
-    assert still == set(layer_groups(create_backbone("test_resnet", 3))[0].tensors)
-    for name in kills:
-        state, (optimizer_state,) = weights(tmp_path, name)
-        assert not [key for key in expected if not torch.equal(state[key], expected[key])], name
-        assert optimizer_state["param_groups"] == expected_optimizer["param_groups"]
-        for key, entry in expected_optimizer["state"].items():
-            torch.testing.assert_close(optimizer_state["state"][key], entry, rtol=0, atol=0)
-
-
-def test_frozen_groups_stand_still_through_a_kill(tmp_path):
-    config, source = tmp_path / "tiny.yaml", tmp_path / "source.pth"
-    config.write_text(CONFIG)
+@pytest.mark.timeout(300)
+def test_runs_of_two_phases_and_frozen_ones_resume(tmp_path):
+    source = tmp_path / "source.pth"
     torch.save(create_backbone("test_resnet", 5).state_dict(), source)
     words = ["--model.init_args.weights", str(source), "--model.init_args.optimizer.init_args.weight_decay", "0.01"]
+    # lp_ft of 10 steps: 4 of the probe, 6 of fine-tuning. Killed in the probe, between the phases, in the second one.
+    two_phases = [
+        *("--trainer.max_epochs=-1", "--trainer.max_steps", "10", "--model.init_args.probe_fraction", "0.4"),
+        *("--model.init_args.layer_decay", "0.8", "--model.init_args.frozen_depth", "1", *words),
+    ]
+    kills = {"probe": 2, "boundary": 4, "finetuning": 7}
+    fits = []
+    for number, optimizer in enumerate(("SGDAGC", "torch.optim.AdamW")):
+        config = tmp_path / f"optimizer{number}.yaml"
+        config.write_text(CONFIG.replace("SGDAGC", optimizer))
+        fits.append((config, "whole", -1, two_phases))
+        fits += [(config, name, kill, two_phases) for name, after in kills.items() for kill in (after, -1)]
+    config = tmp_path / "tiny.yaml"
+    config.write_text(CONFIG)
     depths = {"linear_probe": ["--model.init_args.frozen_depth=-1"], "half": ["--model.init_args.frozen_depth", "3"]}
-    fits = [(name, kill, [*words, *depth]) for name, depth in depths.items() for kill in (5, -1)]
-    assert fit_all(config, tmp_path, fits) == [-signal.SIGKILL, 0] * 2
+    fits += [(config, name, kill, [*words, *depth]) for name, depth in depths.items() for kill in (5, -1)]
+    assert fit_all(tmp_path, fits) == [*[0, *[-signal.SIGKILL, 0] * 3] * 2, *[-signal.SIGKILL, 0] * 2]
     given, groups = torch.load(source, weights_only=True), layer_groups(create_backbone("test_resnet", 3))
+    for experiment in ("optimizer0", "optimizer1"):
+        expected, (expected_optimizer,) = weights(tmp_path, "whole", experiment)
+        still = {key for key in given if torch.equal(given[key], expected[f"backbone.{key}"])}
+        assert still == set(groups[0].tensors)
+        for name in kills:
+            state, (optimizer_state,) = weights(tmp_path, name, experiment)
+            assert not [key for key in expected if not torch.equal(state[key], expected[key])], name
+            assert optimizer_state["param_groups"] == expected_optimizer["param_groups"]
+            for key, entry in expected_optimizer["state"].items():
+                torch.testing.assert_close(optimizer_state["state"][key], entry, rtol=0, atol=0)
     for name, depth in (("linear_probe", 5), ("half", 3)):
         state = weights(tmp_path, name)[0]
         assert state["step"] == 12

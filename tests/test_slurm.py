@@ -1,32 +1,24 @@
 """Jobs for a cluster: weights before transfers, packs of a length, arrays of a size; run by a local executor."""
 
+import json
 import time
 
 import pytest
-import yaml
 
 from studies.cell_folder import CellFolder
-from studies.layers import merge
 from studies.slurm import plan, submit_study
 from studies.spec import read_study
 from studies.store import collect
+from tests.stub_runs import stub_runs
 from tests.test_study import STUDY
-
-
-@pytest.fixture
-def write(tmp_path):
-    def call(**changes):
-        path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump(merge(STUDY, changes)))
-        return path
-
-    return call
 
 
 def finish(tmp_path, cell, seconds):
     folder = CellFolder(tmp_path / "tiny" / cell.name)
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.run.update_summary(state="finished", run={"seconds": seconds})
+    folder.run.update_summary(state="finished", run={"seconds": seconds, "step": 2, "images_seen": 64, "n_train": 36})
+    start = {"time": "2026-01-01T00:00:00+0000", "device": "a device"}
+    (folder.path / "environment.json").write_text(json.dumps([start]))
 
 
 def test_cells_of_the_same_weights_share_jobs(write, tmp_path):
@@ -71,19 +63,73 @@ def test_settings_of_the_cluster_are_checked(write, run_cli, tmp_path):
     assert "no jobs can be submitted here" in err
 
 
-def test_jobs_run_the_study(write, tmp_path):
+def run_jobs(folder):
+    """The jobs of the local executor, when all are done."""
     import submitit
 
-    block = {**STUDY["blocks"][0], "shots": [1], "seeds": [0]}
-    study = read_study(
-        write(blocks=[block], slurm={"executor": "local", "resources": {"transfer": {"timeout_min": 5}}})
-    )
-    lines = list(submit_study(study, tmp_path))
-    assert lines[0].endswith("1 pretrain jobs, 1 cells")
-    folders = sorted((tmp_path / "tiny" / ".slurm").iterdir())
-    jobs = [submitit.LocalJob(folder, folder.name) for folder in folders]
+    jobs = [submitit.LocalJob(entry, entry.name) for entry in sorted(folder.iterdir())]
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not all(job.paths.result_pickle.is_file() for job in jobs):
-        time.sleep(0.2)
-    assert [job.result() for job in jobs] == [[]] * 3
-    assert set(collect(tmp_path / "tiny")["source"]) == {"scratch", "near"}
+        time.sleep(0.1)
+    return jobs
+
+
+def test_jobs_train_cells(write, tmp_path):
+    block = {**STUDY["blocks"][0], "sources": ["scratch"], "shots": [1], "seeds": [0]}
+    slurm = {"executor": "local", "resources": {"transfer": {"timeout_min": 5}}}
+    study = read_study(write(blocks=[block], slurm=slurm))
+    lines = list(submit_study(study, tmp_path))
+    assert lines[0].endswith("1 transfer jobs, 1 cells")
+    (job,) = run_jobs(tmp_path / "tiny" / ".slurm")
+    assert job.result() is None
+    assert set(collect(tmp_path / "tiny")["source"]) == {"scratch"}
+
+
+def test_jobs_wait_for_their_weights_and_say_what_failed(write, tmp_path, monkeypatch):
+    block = {**STUDY["blocks"][0], "shots": [1], "seeds": [0]}
+    study = read_study(write(blocks=[block], slurm={"executor": "local"}))
+    weights, scratch, near = study.cells
+    # What failed for good may have been mended before the jobs are submitted.
+    for cell in (weights, scratch):
+        folder = CellFolder(tmp_path / "tiny" / cell.name)
+        folder.path.mkdir(parents=True)
+        folder.record_failure("no such folder", "", code=2)
+    ready = f"(folder.parent / {weights.name!r} / 'summary.json').is_file()"
+    meanwhile = (
+        f"assert folder.name != {near.name!r} or {ready}, 'too early'; "
+        f"assert folder.name != {scratch.name!r}, 'never'; time.sleep(0.3)"
+    )
+    for name, value in stub_runs(tmp_path / "hook", meanwhile).items():
+        monkeypatch.setenv(name, value)
+    lines = list(submit_study(study, tmp_path))
+    assert lines[0].endswith("1 pretrain jobs, 1 cells")
+    jobs = run_jobs(tmp_path / "tiny" / ".slurm")
+    failed = [job for job in jobs if job.exception() is not None]
+    assert len(jobs) == 3
+    assert len(failed) == 1  # so that the cluster shows it
+    assert f"{scratch.name}: never" in str(failed[0].exception())
+    assert set(collect(tmp_path / "tiny")["source"]) == {"scratch", "near"}  # the source itself is from scratch
+    assert CellFolder(tmp_path / "tiny" / near.name).finished()
+
+
+@pytest.mark.parametrize(
+    ("slurm", "problem"),
+    [
+        ({"array_limit": 0}, "array_limit: 0"),
+        ({"cells_per_job": 0}, "cells_per_job: 0"),
+        ({"job_minutes": "1h"}, "job_minutes: '1h'"),
+        ({"executor": "slrm"}, "slrm"),
+        ({"executor": "local", "resources": {"pretrain": {"gpus": 4}}}, "gpus"),
+    ],
+)
+def test_settings_that_no_cluster_takes_are_named(write, run_cli, tmp_path, slurm, problem):
+    code, _, err = run_cli("study", "run", write(slurm=slurm), "--slurm", "--runs_dir", tmp_path)
+    assert (code, problem in err, "Traceback" in err) == (2, True, False)
+
+
+def test_trials_alone_are_submitted_too(write, tmp_path):
+    tune = {"settings": {"model.init_args.label_smoothing": [0.0, 0.1]}, "metric": "loss"}
+    study = read_study(write(blocks=[{**STUDY["blocks"][0], "sources": ["scratch"], "tune": tune}]))
+    trials = {cell.name for cell in study.cells if cell.kind == "trial"}
+    names = [name for batch in plan(study, tmp_path, trials) for pack in batch.packs for name in pack.cells]
+    assert sorted(names) == sorted(trials)

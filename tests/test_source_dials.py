@@ -1,6 +1,7 @@
 """The dials of a source through a data set: what changes, what stays, what the rows say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -146,6 +147,25 @@ def test_curation_keeps_a_share_of_what_is_used_otherwise(tmp_path):
     assert (left_out[1].sum(), (left_out[1] & ~usable).sum()) == (39, 0)
 
 
+def test_scores_of_the_set_itself(tmp_path):
+    """Column `score` of the table does what a file with the same scores does."""
+    whole = Synthetic(**LARGE)
+    table = whole.read_table()
+    scores = np.random.default_rng(0).random(len(table))
+    pd.DataFrame({"path": np.asarray(table.paths), "score": scores}).to_csv(tmp_path / "scores.csv", index=False)
+    (expected,) = SourceDials(curation=0.4, curation_scores=str(tmp_path / "scores.csv")).exclusions(table).values()
+    own = SourceDials(curation=0.4, score="similarity")
+    (found,) = own.exclusions(replace(table, metadata={"score": scores})).items()
+    assert found[0] == "score not among the best 40% of similarity"
+    np.testing.assert_array_equal(found[1], expected)
+    assert own.describe() == "best 0.4 by similarity (seed 0)"
+    for bad in ({"score": "a"}, {"score": "a", "curation_scores": "b.csv"}):
+        with pytest.raises(DataError, match="need each other"):
+            SourceDials(**bad)
+    with pytest.raises(DataError, match="exclude each other"):
+        SourceDials(curation=0.4, score="a", curation_scores="b.csv")
+
+
 def test_scores_agree_with_a_dictionary(tmp_path):
     random = np.random.default_rng(0)
     images = np.array([f"é {number}#.jpg" for number in random.permutation(3000)], dtype=object)
@@ -166,6 +186,7 @@ def test_scores_agree_with_a_dictionary(tmp_path):
         ({"label_noise": 1.5}, "label_noise"),
         ({"noise_confusion": "x.csv"}, "without label_noise"),
         ({"curation": 0.5}, "need each other"),
+        ({"curation_scores": "x.csv"}, "need each other"),
     ],
 )
 def test_bad_settings(arguments, problem):

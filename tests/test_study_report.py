@@ -1,23 +1,48 @@
 """The page of a study: what its first sentences say is what its tables say, and it stands alone."""
 
+import html
 import json
 import re
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+from studies import report, study_report
 from studies.layers import merge
-from studies.page import Prose, TableBlock
+from studies.page import FigureBlock, Prose, TableBlock
 from studies.runs import RunFolder
 from studies.sections.answer import answer
 from studies.sections.material import blocks_of, joined
+from studies.sections.provenance import provenance
+from studies.sections.sources import sources
 from studies.spec import read_study
-from studies.study_report import read_material, write_study_report
+from studies.study_report import chance_levels, read_material, write_study_report
+from tests.test_page import browse, needs_chromium
 from tests.test_study import STUDY
 
 SEEDS = 5
+
+
+SHOWN = """<!doctype html><body><iframe src="index.html" width="390" height="900"></iframe><script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const links = [...page.querySelectorAll("a")].map((link) => link.getAttribute("href"));
+  const seen = {
+    answer: page.querySelector(".answer").innerText,
+    wide: page.documentElement.scrollWidth,
+    images: [...page.images].map((image) => image.naturalWidth),
+    links: links.filter((link) => !link.startsWith("#")),
+    named: [...page.querySelectorAll(".files")].every((part) => {
+      const names = [...part.children].map((link) => link.textContent);
+      return new Set(names).size === names.length;
+    }),
+  };
+  document.body.append(Object.assign(document.createElement("pre"), { textContent: JSON.stringify(seen) }));
+});
+</script>"""
 
 
 @pytest.fixture
@@ -73,20 +98,72 @@ def better(source, shots, seed):
 def test_the_answer_is_what_the_corrected_tests_say(write):
     study, runs = write(better)
     sentences = answer(read_material(study, runs))
-    assert re.match(
-        r"On far at 1 shot, near has the highest accuracy, 7\d\.\d ± \d\.\d %: above scratch by \+", sentences[0]
+    assert re.fullmatch(
+        r"Against scratch, near is higher in 1 of 2 comparisons \(by \+\d+\.\d points\) and not distinguishable in 1\.",
+        sentences[0],
     )
     assert re.match(
-        r"On far on the full training set, \w+ has the highest accuracy, .*: not distinguishable from", sentences[1]
+        r"On far at 1 shot, near has the highest accuracy, 7\d\.\d ± \d\.\d %: above scratch by \+", sentences[1]
     )
-    assert "these weights only" in sentences[2]
+    assert re.match(
+        r"On far on the full training set, \w+ has the highest accuracy, .*: not distinguishable from .* points, p ",
+        sentences[2],
+    )
+    assert "these weights only" in sentences[3]
+
+
+def test_nothing_to_tell_apart_is_the_first_sentence(write):
+    study, runs = write(lambda source, shots, seed: 0.5 + 0.01 * seed + (0.02 - 0.01 * seed) * (source == "near"))
+    first, *_ = answer(read_material(study, runs))
+    assert first.startswith("Nothing tells near from scratch: 2 comparisons, not distinguishable (by ")
+
+
+def test_leaks_are_said_in_the_answer(write):
+    study, runs = write(
+        better, facts_of=lambda cell: {"guard": "LEAK: the source has seen test images (3 by id, of 40)"}
+    )
+    assert any("marked as leaking" in sentence for sentence in answer(read_material(study, runs)))
+
+
+def test_the_baseline_is_the_reference_and_budgets_are_in_order(write):
+    block = {"shots": [1, 5, 10], "sources": ["scratch", "zebra"]}
+    study, runs = write(better, block=block, sources={"zebra": STUDY["sources"]["near"]})
+    table = read_material(study, runs).comparisons  # by name, scratch would be compared with zebra
+    assert table["source_reference"].unique().tolist() == ["scratch"]
+    assert table["given"].tolist() == ["1", "5", "10"]
+    assert (table["difference"].round(9) == (table["mean"] - table["mean_reference"]).round(9)).all()
+    assert (table["low"] < table["difference"]).all()
+    assert (table["difference"] < table["high"]).all()
+
+
+def test_each_value_of_a_setting_has_a_map(write):
+    def facts_of(cell):
+        return {"dials": "a" if cell.columns["seed"] < SEEDS else "b"} if cell.kind == "transfer" else {}
+
+    block = {"targets": ["far", "other"], "shots": [1], "seeds": list(range(2 * SEEDS))}
+    targets = {"other": STUDY["targets"]["far"]}
+    study, runs = write(better, block=block, facts_of=facts_of, targets=targets)
+    material = read_material(study, runs)
+    material.folder.mkdir(parents=True)
+    found = sources(material)
+    maps = [block for block in found.blocks if isinstance(block, FigureBlock)]
+    assert [re.search(r"dials \w", block.caption)[0] for block in maps] == ["dials a", "dials b"]
+    assert all("near to far +" in block.alt for block in maps)
+
+
+def test_chance_is_that_of_the_metric_shown():
+    frame = pd.DataFrame({"target": "t", "metric": "auroc", "class_name": list("abcd")})
+    assert chance_levels(frame, {"t": "accuracy"}) == {"t": 0.25}
+    assert chance_levels(frame, {"t": "test/mean_auroc"}) == {"t": 0.5}
+    assert chance_levels(frame, {"t": "kappa"}) == {}
 
 
 def test_one_seed_and_equal_runs_are_no_claims(write):
     study, runs = write(lambda source, shots, seed: 0.5 + 0.1 * (source == "near"))
     sentences = answer(read_material(study, runs))
     assert all("above scratch" not in sentence for sentence in sentences)
-    assert "no claim against scratch" in sentences[0]
+    assert "without a claim in 2 of 2 comparisons" in sentences[0]
+    assert "no claim against scratch" in sentences[1]
 
 
 def test_the_page_stands_alone_and_agrees_with_its_tables(write):
@@ -116,7 +193,27 @@ def test_the_page_stands_alone_and_agrees_with_its_tables(write):
     ]
 
 
-def test_cells_without_a_result_are_named(write):
+@needs_chromium
+def test_the_page_of_a_study_in_chromium(write):
+    study, runs = write(better, domains={"near": "photos", "far": "photos"})
+    write_study_report(study, runs)
+    folder = runs / "tiny" / "report"
+    (folder / "probe.html").write_text(SHOWN)
+    document, console = browse(runs, f"file://{folder / 'probe.html'}", "--allow-file-access-from-files")
+    assert console == []
+    seen = json.loads(html.unescape(re.search(r"<pre>(.*)</pre>", document, re.DOTALL)[1]))
+    assert "Against scratch, near is higher in 1 of 2 comparisons" in seen["answer"]
+    assert seen["wide"] <= 390
+    assert seen["images"]
+    assert all(seen["images"])
+    assert {"./summary.csv", "./gains.tex", "./comparisons.csv", "./cost.tex"} <= set(seen["links"])
+    assert all((folder / unquote(link)).is_file() for link in seen["links"])
+    assert seen["named"]  # no two links of a table or figure say the same
+
+
+def test_cells_without_a_result_are_named(write, monkeypatch):
+    monkeypatch.setattr(study_report, "SECTIONS", (provenance,))  # the other sections are tested above
+    monkeypatch.setattr(report, "write_figures", lambda *_: ())
     study, runs = write(better)
     cell = study.cells[-1]
     folder = runs / "tiny" / cell.name
@@ -164,7 +261,7 @@ def test_scale_has_a_law_and_an_interaction(write):
     page = (runs / "tiny" / "report" / "index.html").read_text()
     assert "Scale of the source" in page
     assert "falls with scale" in page
-    assert re.search(r"0\.(49|50|51) \[0\.\d\d, 0\.\d\d\]", page)  # the exponent and its interval
+    assert re.search(r"0\.(49|50|51) \[0\.\d\d,\s0\.\d\d\]", page)  # the exponent and its interval
     assert "too few: no source and target of two domains" in page
 
 

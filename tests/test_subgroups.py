@@ -1,4 +1,6 @@
-"""Subgroups from stored predictions: slow versions, known truths, what is too few, and the file they come from."""
+"""Subgroups from stored predictions: slow versions, known truths, what is too few, their file and their section."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,18 @@ from datamodules.errors import DataError
 from datamodules.image_table import ImageTable
 from lightning_modules.metrics import EvaluationResult
 from studies import outcome
-from studies.calibration import bootstrap_counts
+from studies.page import Prose, TableBlock
 from studies.patient_bootstrap import weighted_ranking
+from studies.patient_sums import bootstrap_counts, weighted_auroc
+from studies.report import make_tables
+from studies.results import rows_to_frame
 from studies.runs import RunFolder
+from studies.sections.material import Material
+from studies.sections.predictions import predictions
 from studies.statistics import holm
-from studies.subgroups import GAP, TABLE, age_bands, attributes_of, compare, read_predictions, weighted_auroc
+from studies.stored_predictions import read_predictions
+from studies.subgroup_attributes import age_bands, attributes_of
+from studies.subgroups import GAP, TABLE, compare
 from tests.data.images import write_image
 
 
@@ -262,3 +271,53 @@ def test_multiclass_predictions_and_bad_files(tmp_path):
         read_predictions(path)
     with pytest.raises(DataError, match="cannot read predictions"):
         read_predictions(tmp_path / "none.parquet")
+
+
+def section_of(folder, monkeypatch, thresholds, labels):
+    """The page's section on one run with two labels and a site, as text blocks and tables by their captions."""
+    monkeypatch.setattr("studies.sections.predictions._reliability", lambda *_: [])  # no figure
+    rng = np.random.default_rng(1)
+    parts = []
+    for split in ("validation", "test"):
+        truth = (rng.random((300, labels)) < 0.4).astype(np.float32)
+        scores = {f"logit/{n}": 3 * truth[:, n] - 1.5 + rng.normal(size=300).astype(np.float32) for n in range(labels)}
+        parts.append(pd.DataFrame({
+            "id": [f"{split}{n}" for n in range(300)], "group": np.arange(300).astype(str), "split": split,
+            **{f"label/{n}": truth[:, n] for n in range(labels)}, **scores,
+            "meta/site": np.where(np.arange(300) < 8, "small", np.where(np.arange(300) % 2, "a", "b")),
+        }))  # fmt: skip
+    run = RunFolder(folder / "s" / "cell")
+    run.path.mkdir(parents=True)
+    pd.concat(parts).to_parquet(run.predictions)
+    run.update_summary(state="finished", run={}, rows=[], thresholds=thresholds)
+    facts = {"study": "s", "cell": "cell", "run": "cell", "source": "a", "target": "t", "seed": 0}
+    facts |= {"architecture": "net", "protocol": "finetune", "metric": "mean_auroc", "value": 0.9}
+    frame = rows_to_frame([facts])
+    study = SimpleNamespace(name="s", prevalence={})
+    tables = make_tables(frame, {"t": "mean_auroc"})
+    section = predictions(Material(study, folder, folder, frame, frame, tables, "scratch", []))
+    blocks = section.blocks[0].blocks
+    return [b.text for b in blocks if isinstance(b, Prose)], {
+        b.caption.split()[0].strip(",:"): b.frame for b in blocks if isinstance(b, TableBlock)
+    }
+
+
+def test_section_says_what_the_gaps_allow_and_gives_errors_less_their_bias(tmp_path, monkeypatch):
+    _, tables = section_of(tmp_path, monkeypatch, [0.5, 0.5], 2)
+    gaps = tables["Gaps"].set_index(["label", "metric"])
+    assert set(gaps["says"]) <= {"not distinguishable", "a gap", "too few", "no claim"}
+    assert gaps.loc[("0", "auroc"), "says"] == "not distinguishable"
+    written = pd.read_csv(tmp_path / "calibration_t.csv", keep_default_na=False).set_index(["stage", "metric"])
+    shown = tables["Calibration"].set_index(["stage", "measure"])["value"]
+    row = written.loc[("as trained", "mean_ece")]
+    assert shown["as trained", "mean ece"] == (
+        f"{float(row['debiased']):.3f} [{float(row['low']):.3f}, {float(row['high']):.3f}]"
+    )
+    few = tables["Subgroups"].query("group == 'small'")
+    assert few.empty or few["note"].str.startswith("too few").all()
+
+
+def test_section_of_one_label_without_thresholds(tmp_path, monkeypatch):
+    texts, tables = section_of(tmp_path, monkeypatch, [], 1)
+    assert texts[-1] == "No subgroups: 0 decision thresholds for 1 labels."
+    assert tables["Calibration"]["measure"].tolist() == 2 * ["ece", "ece equal mass", "brier", "brier skill"]

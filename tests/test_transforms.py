@@ -14,6 +14,7 @@ from datamodules.transforms import POLICIES, create_transform
 
 RANDOM_POLICIES = sorted(set(POLICIES) - {"resize_center"})
 INCEPTION_CROPS = {"inception_crop", "inception_crop_randaugment", "entezari2023"}
+SIMCLR = {"simclr", "simclr_cifar", "simclr_chest_xray"}
 
 
 def noise(height, width, channels=3, seed=0):
@@ -210,8 +211,9 @@ def test_an_image_of_the_right_size_passes_unchanged():
 
 def without_augmentation(policy, size, train):
     """The transform with every shift, rotation, flip and change of contrast taken out: its resizes alone."""
-    geometry, steps, _, _ = POLICIES[policy](size, train)
-    return transforms.Transform(geometry, [s for s in steps if "Crop" in type(s).__name__])
+    steps = POLICIES[policy](size, train)
+    crops = [[s for s in part if "Crop" in type(s).__name__] for part in (steps.augmentations, steps.finish)]
+    return transforms.Transform(steps.geometry, *crops)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -223,17 +225,24 @@ def test_downscaling_is_antialiased(policy, train, shape):
     for seed in range(8):
         output = transform(image, seed)
         height, width = shape
-        if policy in INCEPTION_CROPS and train:
+        if policy in SIMCLR and train:
+            box = (
+                POLICIES[policy](64, train)
+                .finish[0]
+                .draw(height, width, np.random.Generator(np.random.Philox(key=seed)))
+            )
+            (height, width), target = box[2:], (64, 64)
+        elif policy in INCEPTION_CROPS and train:
             top, left, bottom, right = np.array(transform._compose.transforms[0].get_applied_params()["crop_coords"])[
                 [1, 0, 3, 2]
             ]
             height, width = bottom - top, right - left
             target = (64, 64)
         else:
-            factor = {"chest_xray": 64 / max(shape)}.get(policy, 64 / min(shape))
+            factor = 64 / (max if policy in {"chest_xray", "simclr_chest_xray"} else min)(shape)
             if policy == "bit" and train:
                 factor *= 80 / 64
-            elif policy in INCEPTION_CROPS:
+            elif policy in INCEPTION_CROPS | {"simclr"}:
                 factor *= 73 / 64
             target = (round(width * factor), round(height * factor))
         pillow = Image.fromarray(image[:height, :width]).resize(target, Image.Resampling.BILINEAR)

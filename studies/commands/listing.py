@@ -35,7 +35,7 @@ def run(words: Sequence[str]) -> None:
 
 def list_datasets() -> list[str]:
     """One line a data set: its class and the first sentence of its data card."""
-    lines = [f"{name:16} {data_card(name).splitlines()[0]}" for name in _datasets()]
+    lines = [f"{name:22} {data_card(name).splitlines()[0]}" for name in _datasets()]
     return [
         *lines,
         "",

@@ -17,7 +17,7 @@ from datamodules.errors import DataError, UnreadableImageError
 from datamodules.transforms import Transform, create_transform
 from lightning_modules.classification import Classification
 from lightning_modules.thresholds import decide, probabilities
-from studies.runs import RunFolder
+from studies.runs import RunFolder, require_outputs
 
 EXAMPLE = "python cli.py predict --run runs/EXPERIMENT/RUN --input FOLDER --output preds.csv"
 
@@ -123,6 +123,7 @@ def load_predictor(folder: RunFolder) -> Predictor:
     if "preprocessing" not in summary:
         raise DataError(f"the fit of {folder.path} has not finished", where="--run", hint="fit it to its end first")
     checkpoint = torch.load(folder.selected_checkpoint(), map_location="cpu", weights_only=True)
+    require_outputs(folder, checkpoint["hyper_parameters"])
     model = Classification(**checkpoint["hyper_parameters"])
     model.load_state_dict(checkpoint["state_dict"])
     settings = summary["preprocessing"]

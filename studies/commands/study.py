@@ -5,18 +5,19 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, closest
 from studies import display
 from studies.cell_folder import Failure
 from studies.cells import Cell
-from studies.estimates import in_bytes, in_time, measure
+from studies.estimates import Estimate, in_bytes, in_time, measure
 from studies.layers import StudyError
 from studies.runner import folder_of
 from studies.spec import Study, read_study
-from studies.watch import Watch, table_of
+from studies.watch import Watch, shown, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,13 @@ EXAMPLES = "source=near shots=1,5 'value>0.9' 'target!=nih*'"  # of filters
 
 LISTED = 40  # cells that a dry run prints
 SHOWN_ROWS = 60  # rows that a query prints
+SHOWN_FAILURES = 8
+ORIGINS = {
+    "finished": "finished runs, with their start and evaluation",
+    "running": "runs under way, training alone",
+    "timed": "short timings, training alone",
+}
+"""What an estimate rests on, in words."""
 QUERY_COLUMNS = (
     *("source", "source_n", "architecture", "target", "protocol", "transfer_depth", "shots", "num_images", "fraction"),
     *("seed", "metric", "class_name", "subgroup", "value"),
@@ -59,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--only", nargs="+", metavar="FILTER", help=filters + "; with what they need")
     command.add_argument("--rerun", nargs="+", metavar="FILTER", help=filters + "; old runs move to .replaced/")
     command.add_argument("--dry-run", action="store_true", help="list the cells, and what they will take")
+    command.add_argument("--measure", action="store_true", help="with --dry-run: time a few steps of what is unknown")
     command.add_argument("--slurm", action="store_true", help="submit to SLURM instead (the study's section slurm)")
     command.add_argument("--wandb", choices=("auto", "online", "offline", "off"), default="auto", help="mirror to W&B")
     command.set_defaults(action=run_and_report)
@@ -79,10 +88,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number, 1 or more")
+    return int(text)
 
 
 # run -----------------------------------------------------------------------------------------------------------------
@@ -95,6 +103,7 @@ def run_and_report(options: argparse.Namespace) -> None:
         StudyIncompleteError: Cells failed; the others are done.
     """
     from studies import jobs
+    from studies.settings_check import check_settings
 
     study, runs_dir = read_study(options.file, options.scale), options.runs_dir
     only = chosen(study, runs_dir, options.only) if options.only else None
@@ -102,23 +111,29 @@ def run_and_report(options: argparse.Namespace) -> None:
         again = rerun(study, runs_dir, options.rerun, dry=options.dry_run)
         only = only if only is None else only | again
     if options.dry_run:
-        dry_run(study, runs_dir, only, options.jobs or jobs.default_jobs())
+        dry_run(study, runs_dir, only, options.jobs or jobs.default_jobs(), timed=options.measure)
         return
+    if options.measure:
+        raise StudyError("--measure measures for an estimate", where="--measure", hint="add --dry-run")
     os.environ["FARSHOT_STUDY_WANDB"] = cell_mirror(options.wandb)
+    finished = {cell.name for cell in study.cells if folder_of(study, cell, runs_dir).finished()}
+    # What needs no other cell is tried at once anyway.
+    later = [cell for cell in study.cells if cell.needs and cell.name not in finished]
+    check_settings(cell for cell in later if only is None or cell.name in only)
     if options.slurm:
         from studies.slurm import submit_study
 
         for line in submit_study(study, runs_dir, only):
             display.say(line)
         return
-    states = [folder_of(study, cell, runs_dir).finished() for cell in study.cells]
-    display.say(f"{study.name}: {len(study.cells)} cells, {sum(states)} finished already")
+    display.say(f"{study.name}: {len(study.cells)} cells, {len(finished)} finished already")
     failures = jobs.run_study(study, runs_dir, jobs=options.jobs or jobs.default_jobs(), only=only)
     try:
         report(study, runs_dir, wandb=options.wandb)
-    except DataError:
-        if not failures:  # otherwise there may be nothing to report, and the failures say why
+    except DataError as error:
+        if not failures:
             raise
+        display.say(f"no report: {error.problem}")  # the failures may say why
     if failures:
         raise StudyIncompleteError(_failure_message(study, runs_dir, failures))
 
@@ -131,8 +146,8 @@ def cell_mirror(mode: str) -> str:
 
 
 def _failure_message(study: Study, runs_dir: Path, failures: Sequence[Failure]) -> str:
-    lines = [f"  {failure.cell}: {failure.reason}" for failure in failures[:8]]
-    more = [f"  ... ({len(failures) - 8} more)"] if len(failures) > 8 else []
+    lines = [f"  {failure.cell}: {failure.reason}" for failure in failures[:SHOWN_FAILURES]]
+    more = [f"  ... ({len(failures) - SHOWN_FAILURES} more)"] if len(failures) > SHOWN_FAILURES else []
     aside = sum(failure.set_aside for failure in failures)
     hint = f"read {runs_dir / study.name}/CELL/failed.log; the same command tries them again"
     if aside:
@@ -173,10 +188,17 @@ def chosen(study: Study, runs_dir: Path, words: Sequence[str]) -> set[str]:
 def _filtered(study: Study, runs_dir: Path, words: Sequence[str]) -> "pd.DataFrame":
     from studies.filters import apply, read_filters
 
-    frame = apply(read_filters(words), cell_frame(study, runs_dir))
-    if frame.empty:
-        hint = "study run FILE --dry-run lists the cells"
-        raise StudyError(f"no cell of {study.name} fulfils {' '.join(words)}", hint=hint)
+    frame = cell_frame(study, runs_dir)
+    for condition in read_filters(words):
+        left = apply([condition], frame)
+        if left.empty:
+            raise StudyError(
+                f"no cell of {study.name} fulfils {' '.join(words)}",
+                where=f"{condition.column}{condition.sign}{condition.value}",
+                valid=[str(value) for value in frame[condition.column].dropna().unique()],
+                hint="study run FILE --dry-run lists the cells",
+            )
+        frame = left
     return frame
 
 
@@ -190,16 +212,31 @@ def rerun(study: Study, runs_dir: Path, words: Sequence[str], *, dry: bool = Fal
     running = frame.loc[frame["state"] == "running", "cell"]
     if len(running):
         raise StudyError(f"{running.iloc[0]} is running", where="--rerun", hint="stop it first")
+    names = set(frame["cell"])
     moved = [name for name in frame["cell"] if folder_of(study, name, runs_dir).path.is_dir()]
     if not dry:
         for name in moved:
             folder_of(study, name, runs_dir).replace()
-    display.say(f"{len(frame)} cells run anew; {len(moved)} old runs {'would go' if dry else 'are'} in .replaced/")
-    return set(frame["cell"])
+    display.say(f"{len(frame)} cells run anew; {len(moved)} old runs {'would go to' if dry else 'are in'} .replaced/")
+    after = [cell for cell in study.cells if names & set(cell.needs) and cell.name not in names]
+    stay = sum(folder_of(study, cell, runs_dir).finished() for cell in after)
+    if stay:
+        display.say(
+            f"{stay} finished cells that rest on them stay as they are: --rerun them, too, where they should not"
+        )
+    return names
 
 
-def dry_run(study: Study, runs_dir: Path, only: set[str] | None, jobs: int) -> None:
-    """Print the cells and what those that are not finished will take, as far as finished ones tell."""
+def dry_run(study: Study, runs_dir: Path, only: set[str] | None, jobs: int, *, timed: bool = False) -> None:
+    """Print the cells and what those that are not finished will take, as far as measured steps tell.
+
+    Args:
+        study: The study.
+        runs_dir: Folder of all experiments.
+        only: Names of the cells; default: all.
+        jobs: Processes that would run them.
+        timed: Time a few steps of cells that nothing tells of.
+    """
     frame = cell_frame(study, runs_dir)
     frame = frame if only is None else frame[frame["cell"].isin(only)]
     for name, kind, state in frame[["cell", "kind", "state"]].head(LISTED).itertuples(index=False):
@@ -208,22 +245,42 @@ def dry_run(study: Study, runs_dir: Path, only: set[str] | None, jobs: int) -> N
         display.say(f"... ({len(frame) - LISTED} more)")
     counts = ", ".join(f"{count} {kind}" for kind, count in frame["kind"].value_counts(sort=False).items())
     display.say(f"{study.name}: {len(frame)} cells ({counts}), {(frame['state'] == 'finished').sum()} finished")
-    left = set(frame.loc[frame["state"] != "finished", "cell"])
-    estimate = measure(study, runs_dir).estimate(cell for cell in study.cells if cell.name in left)
-    if estimate.known:
-        each = f" ({jobs} at a time: {in_time(estimate.seconds / jobs)})" if jobs > 1 else ""
-        display.say(
-            f"left: {in_time(estimate.seconds)} of training{each} and {in_bytes(estimate.bytes)} of disk for "
-            f"{estimate.known} cells, judged by {estimate.measured} finished ones"
-        )
-    if estimate.unknown:
-        display.say(
-            f"{estimate.unknown} cells cannot be judged: no cell of their kind, architecture and target is finished; "
-            "run one of each with --only"
-        )
+    names = set(frame.loc[frame["state"] != "finished", "cell"])
+    left = [cell for cell in study.cells if cell.name in names]
+    known = measure(study, runs_dir)
+    if timed:
+        from studies.timing import time_kinds
+
+        for line in time_kinds(study, left, runs_dir, known):
+            display.say(line)
+    estimate = known.estimate(left)
+    for line in _estimate_lines(estimate, jobs):
+        display.say(line)
     free = shutil.disk_usage(next(path for path in (runs_dir, *runs_dir.absolute().parents) if path.exists())).free
-    if estimate.bytes > free:
+    if estimate.size > free:
         display.say(f"WARNING: only {in_bytes(free)} of disk are free under {runs_dir}")
+
+
+def _estimate_lines(estimate: Estimate, jobs: int) -> list[str]:
+    """What cells will take, and which number came from what."""
+    lines = []
+    judged = sum(estimate.judged_by.values())
+    if judged:
+        each = f" ({jobs} at a time: {in_time(estimate.seconds / jobs)})" if jobs > 1 else ""
+        lines.append(
+            f"time left: {in_time(estimate.seconds)}{each} for {judged} cells, their steps × measured seconds a step"
+        )
+        lines += [f"  {count} cells by {ORIGINS[origin]}" for origin, count in estimate.judged_by.items()]
+        lines.append(f"  measured on {', '.join(sorted(estimate.devices))}")
+    if estimate.sized:
+        lines.append(f"disk: {in_bytes(estimate.size)} for {estimate.sized} cells, as finished ones of their kind keep")
+    if estimate.unknown:
+        lines.append(
+            f"{len(estimate.unknown)} cells cannot be judged, such as {estimate.unknown[0].name}: no step of their "
+            "network, image and batch size has been measured, or the number of their images is not known; "
+            "--measure times a few steps of one of each kind"
+        )
+    return lines
 
 
 # status, report, query -----------------------------------------------------------------------------------------------
@@ -234,26 +291,29 @@ def status(options: argparse.Namespace) -> None:
     study = read_study(options.file, options.scale)
     watch = Watch(study, options.runs_dir)
     watch.look()
-    while options.watch and {"running", "waiting"} & set(watch.states.values()):
-        display.console.print(table_of(watch), *_lines(watch), sep="\n", markup=False)
-        time.sleep(REFRESH)
-        watch.look()
+    if options.watch:
+        with suppress(KeyboardInterrupt), shown(watch):
+            while watch.left():
+                time.sleep(REFRESH)
     display.console.print(table_of(watch))
     for line in _lines(watch):
         display.say(line)
 
 
 def _lines(watch: Watch) -> list[str]:
-    running = [f"running: {cell.name}  {watch.progress_of(cell)}".rstrip() for cell in watch.running()]
-    left = watch.time_left(max(1, len(running)))
+    running, blocked, failures = watch.running(), watch.blocked(), watch.failures()
+    left = watch.time_left()
+    more = len(failures) - SHOWN_FAILURES
     return [
-        *running,
-        *([f"about {in_time(left)} of training left at this pace"] if left else []),
+        *(f"running: {cell.name}  {watch.progress_of(cell)}".rstrip() for cell in running),
+        *([f"about {in_time(left)} left at this pace"] if left and running else []),
+        *([f"{len(blocked)} of the waiting cells need one that failed"] if blocked else []),
         *(
             f"{'set aside' if failure.set_aside else 'failed'} after {failure.attempts} "
             f"{'try' if failure.attempts == 1 else 'tries'}: {failure.cell}: {failure.reason}"
-            for failure in watch.failures()
+            for failure in failures[:SHOWN_FAILURES]
         ),
+        *([f"... ({more} more failures)"] if more > 0 else []),
     ]
 
 
@@ -268,29 +328,43 @@ def report(study: Study, runs_dir: Path, wandb: str = "off") -> None:
 def query(options: argparse.Namespace) -> None:
     """Print or write the result rows that fulfil filters."""
     from studies.filters import apply, read_filters
-    from studies.results import write_csv
     from studies.store import collect
 
     study = read_study(options.file, options.scale)
-    frame = apply(read_filters(options.where), collect(options.runs_dir / study.name))
-    columns = options.columns.split(",") if options.columns else None
+    everything = collect(options.runs_dir / study.name)
+    known = everything["cell"].str.partition("/")[0].isin([cell.name for cell in study.cells])
+    if not known.all():
+        gone = everything.loc[~known, "cell"].nunique()
+        display.say(f"left out: {gone} cells that the study's file no longer has")
+    frame = apply(read_filters(options.where), everything[known])
+    columns = [name.strip() for name in options.columns.split(",")] if options.columns else None
     unknown = [name for name in columns or [] if name not in frame]
     if unknown:
-        raise DataError(f"no column {unknown[0]!r}", where="--columns", valid=[str(name) for name in frame.columns])
+        near = closest(unknown[0], frame.columns)
+        problem = f"no column {unknown[0]!r}" + (f"; did you mean {near!r}?" if near else "")
+        raise DataError(problem, where="--columns", valid=", ".join(frame.columns))
     if options.output is not None:
-        chosen_rows = frame if columns is None else frame[columns]
-        if options.output.suffix == ".parquet":
-            chosen_rows.to_parquet(options.output, index=False)
-        else:
-            write_csv(chosen_rows, options.output)
+        _write_rows(frame if columns is None else frame[columns], options.output)
         display.say(f"{len(frame)} rows: {options.output}")
         return
-    shown = frame[
-        columns or [name for name in QUERY_COLUMNS if name == "value" or frame[name].nunique(dropna=False) > 1]
-    ]
-    display.console.print(_grid(shown.head(SHOWN_ROWS)))
+    few = frame[columns or [name for name in QUERY_COLUMNS if name == "value" or frame[name].nunique(dropna=False) > 1]]
+    display.console.print(_grid(few.head(SHOWN_ROWS)))
     more = f", {SHOWN_ROWS} shown; --output FILE.csv has all" if len(frame) > SHOWN_ROWS else ""
     display.say(f"{len(frame)} rows{more}")
+
+
+def _write_rows(frame: "pd.DataFrame", path: Path) -> None:
+    from studies.results import write_csv
+
+    if path.suffix not in (".csv", ".parquet"):
+        raise DataError(f"{path.name} is no table that can be written", where="--output", valid=".csv, .parquet")
+    try:
+        if path.suffix == ".parquet":
+            frame.to_parquet(path, index=False)
+        else:
+            write_csv(frame, path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}", where="--output") from error
 
 
 def _grid(frame: "pd.DataFrame") -> "Table":

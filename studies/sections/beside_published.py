@@ -27,7 +27,7 @@ def beside_published(material: Material) -> Section | None:
     matched = standardised_differences(drawn, theirs)
     if len(matched):
         stem = material.folder / "published"
-        _, svg, *_ = figures.save(overlay_figure(drawn, theirs), stem)
+        _, svg, *_ = figures.save(overlay_figure(drawn, theirs, colours=material.colours), stem)
         caption = "Ours (solid, with 95 % intervals) on the published means ± SD (dashed, open)."
         blocks.append(FigureBlock(svg, caption, caption, ["published.png", "published.pdf"]))
     files = [path.name for path in write_table(table, material.folder / "published", "Beside the published results.")]

@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 
 from datamodules.errors import DataError
-from studies.headline import Measured, difference, from_rows, headline, measure, read_runs
+from studies.headline import difference, headline
+from studies.measured import Measured, from_rows, measure, read_runs
 from studies.page import Block, Prose, Section, TableBlock
 from studies.report_text import in_words, records
 from studies.sections.material import Material, interval_text
-from studies.statistics import holm
+from studies.statistics import holm, varying
 from studies.tables import write_table
 
 P = "p (Holm)"
+SETTINGS = ("dials", "label_policy", "split_policy")
+"""What a target's test set or training labels may differ in; each has headlines of its own."""
 MOST_CELLS = 4e8
 """Logits that are read for one target and budget at most (3 GB); beyond it the intervals come from the rows alone."""
 
@@ -29,26 +32,47 @@ def claims(material: Material) -> Section | None:
         mine = material.main_protocol(part)
         given = [str(name) for name in mine["given"].cat.categories if (mine["given"] == name).any()]
         for name in dict.fromkeys([given[0], given[-1]]):
-            chosen = mine[mine["given"] == name]
-            measured, note = _measured(material, chosen)
-            notes += [f"{chosen['target'].iloc[0]}{in_words(name)}: {note}"] if note else []
-            others = chosen.loc[~chosen["source"].eq(material.baseline).fillna(False).astype(bool), "protocol"]
-            protocol = str(others.iloc[0]) if material.protocols > 1 and len(others) else ""
-            lines += _lines(chosen, name, measured, material.baseline, protocol)
+            for setting, chosen in _settings(mine[mine["given"] == name]):
+                try:
+                    measured, note = _measured(material, chosen)
+                    lines += [{**line, **setting} for line in _lines(material, chosen, name, measured)]
+                except DataError as error:
+                    note = f"no headline: {error.problem}"
+                notes += [f"{chosen['target'].iloc[0]}{in_words(name)}: {note}"] if note else []
     if not lines:
-        return None
+        return Section("Headline numbers", [_listed(notes)]) if notes else None
     frame = pd.DataFrame(lines)
+    shown = [name for name in SETTINGS if name in frame]
+    frame[shown] = frame[shown].fillna("")
+    frame = frame[["target", *shown, *(name for name in frame if name not in ("target", *shown))]]
+    frame = frame.rename(columns=lambda name: name.replace("_", " "))
     frame[P] = [f"{value:.2g}" if pd.notna(value) else "–" for value in holm(frame[P].to_numpy(float))]
     files = [path.name for path in write_table(frame, material.folder / "headline", "Headline numbers.")]
     caption = (
         "Percent with 95 % intervals over what the column “interval covers” says; differences in points on equal seeds "
-        "and patients, p corrected over the table. “These weights only”: there was one pre-training, so the interval "
+        "and patients, p corrected over this table. Patients count here as well as runs, so p may differ from that of the "
+        "pairs below, which compare runs alone. “These weights only”: there was one pre-training, so the interval "
         "holds for its weights. Of several protocols the one with the most runs is shown."
     )
     blocks: list[Block] = [TableBlock(frame, caption, files=files)]
     if notes:
-        blocks.append(Prose("\n".join(f"- {note}" for note in notes)))
+        blocks.append(_listed(notes))
     return Section("Headline numbers", blocks)
+
+
+def _listed(notes: list[str]) -> Prose:
+    return Prose("\n".join(f"- {note}" for note in notes))
+
+
+def _settings(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    """Rows of each value of those `SETTINGS` that vary, and these values."""
+    names = varying(rows, ["target"], SETTINGS)
+    if not names:
+        yield {}, rows
+        return
+    for values, part in rows.groupby(names, dropna=False, sort=False):
+        texts = ["" if pd.isna(value) else str(value) for value in np.asarray(values)]
+        yield dict(zip(names, texts, strict=True)), part
 
 
 def _measured(material: Material, rows: pd.DataFrame) -> tuple[Measured, str]:
@@ -74,9 +98,10 @@ def _size(folders: list[Path]) -> float:
     return float(sum(size.num_rows * size.num_columns for size in sizes))
 
 
-def _lines(
-    rows: pd.DataFrame, given: str, measured: Measured, baseline: str, protocol: str
-) -> Iterator[dict[str, Any]]:
+def _lines(material: Material, rows: pd.DataFrame, given: str, measured: Measured) -> Iterator[dict[str, Any]]:
+    baseline = material.baseline
+    others = rows.loc[~rows["source"].eq(baseline).fillna(False).astype(bool), "protocol"]
+    protocol = str(others.iloc[0]) if material.protocols > 1 and len(others) else ""
     metric = str(rows["metric"].iloc[0])
     names = [str(name) for name in measured.facts["source"].unique()]
     reference = measured.of(baseline) if baseline in names else None

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from studies.estimates import in_bytes, in_time
-from studies.page import Section, TableBlock
+from studies.page import Section
 from studies.sections.material import Material
 
 
@@ -39,4 +39,4 @@ def cost(material: Material) -> Section | None:
         "Cost of the finished cells: training, without loading and evaluation; memory of the device, or of the process "
         "where there is none; energy where the device tells. Trials that chose settings are not in it."
     )
-    return Section("Cost", [TableBlock(shown, caption)])
+    return Section("Cost", [material.table(shown, "cost", caption)])

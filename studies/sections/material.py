@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pandas as pd
 
 from studies.comparisons import compare
+from studies.figures import source_colours
 from studies.page import Block, FigureBlock, Prose, TableBlock
-from studies.report import Tables
+from studies.report_markdown import Tables
 from studies.report_text import budget, budget_name, points, records
 from studies.runner import folder_of
 from studies.spec import Study
 from studies.statistics import BUDGET
+from studies.tables import write_table
 
 IMAGE = re.compile(r"!\[(?P<alt>[^]]*)\]\((?P<file>[^)]+)\)")
 
@@ -66,14 +69,34 @@ class Material:
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
-        """All pairs of sources, p corrected over all of them (see `studies.comparisons.compare`); with "given"."""
+        """All pairs of sources, p corrected over all of them (see `studies.comparisons.compare`).
+
+        The baseline is always the reference. A further column, "given", is the budget's name; within a target and
+        protocol the smallest budget is first.
+        """
         rows = self.rows.drop(columns=["given", "family"])
         table = compare(rows, "source") if rows["source"].nunique() > 1 else pd.DataFrame()
-        return table.assign(given=[budget_name(row) for row in records(table)]) if len(table) else table
+        if table.empty:
+            return table
+        order = self.rows["given"].cat.categories
+        names = pd.Categorical([budget_name(row) for row in records(table)], categories=order, ordered=True)
+        place = ["target", "architecture", "protocol", "given"]
+        table = turned(table, table["source"].eq(self.baseline).to_numpy(dtype=bool)).assign(given=names)
+        return table.sort_values(place, kind="stable", ignore_index=True).astype({"given": object})
+
+    @cached_property
+    def colours(self) -> dict[str, str]:
+        """Colour of every source of the study, the same in all figures."""
+        return source_colours(self.tables.rows["source"].dropna(), self.baseline)
 
     def run_folder(self, cell: str) -> Path:
         """Folder of a cell's run."""
         return folder_of(self.study, cell, self.runs_dir).path
+
+    def table(self, frame: pd.DataFrame, name: str, caption: str) -> TableBlock:
+        """A table of the page, with itself as CSV and LaTeX beside it."""
+        files = [path.name for path in write_table(frame, self.folder / name, caption)]
+        return TableBlock(frame, caption, files=files)
 
     def main_protocol(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Rows of the protocol, architecture and settings that most runs share, and those from scratch beside them.
@@ -95,6 +118,24 @@ class Material:
             # From scratch there is one protocol, which has no depth.
             mine &= (same | scratch if name not in ("architecture", "image_size") else same).astype(bool)
         return rows[mine]
+
+
+def turned(table: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
+    """Comparisons with the source and its reference exchanged in some rows.
+
+    Args:
+        table: From `studies.comparisons.compare` by "source".
+        where: Which rows to turn, bool (N,).
+    """
+    table = table.copy()
+    for name in ("source", "mean"):
+        own, other = table[name].copy(), table[f"{name}_reference"].copy()
+        table[name], table[f"{name}_reference"] = own.where(~where, other), other.where(~where, own)
+    low, high = table["low"].copy(), table["high"].copy()
+    table["low"], table["high"] = low.where(~where, -high), high.where(~where, -low)
+    table["difference"] = table["difference"].where(~where, -table["difference"])
+    table["verdict"] = table["verdict"].where(~where, table["verdict"].replace({"higher": "lower", "lower": "higher"}))
+    return table
 
 
 def source_labels(rows: pd.DataFrame) -> pd.Series:
@@ -124,13 +165,14 @@ def blocks_of(paragraphs: Iterable[str], folder: Path, caption: str = "") -> lis
             blocks.append(FigureBlock(folder / f"{stem}.svg", image["alt"], image["alt"], files))
         elif text.startswith("|"):
             before = blocks.pop() if blocks and isinstance(blocks[-1], Prose) else None
-            blocks.append(TableBlock(_read_table(text), before.text if isinstance(before, Prose) else caption))
+            blocks.append(TableBlock(read_table(text), before.text if isinstance(before, Prose) else caption))
         elif not text.startswith("#"):
             blocks.append(Prose(text))
     return blocks
 
 
-def _read_table(text: str) -> pd.DataFrame:
+def read_table(text: str) -> pd.DataFrame:
+    """A pipe table of Markdown as a frame of texts."""
     lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines()]
     cells = [[cell.strip().replace("\\|", "|") for cell in line] for line in lines]
     return pd.DataFrame(cells[2:], columns=cells[0])

@@ -8,16 +8,20 @@ import pandas as pd
 from datamodules.errors import DataError
 from lightning_modules.thresholds import probabilities
 from studies import figures
-from studies.calibration import calibration_table, confidences, fit_temperature, reliability
+from studies.calibration import calibration_table
+from studies.calibration_errors import confidences, reliability
 from studies.calibration_figures import reliability_diagram
 from studies.operating_points import operating_points
 from studies.page import Block, Details, FigureBlock, Prose, Section, TableBlock
 from studies.report_text import in_words, records
 from studies.runs import RunFolder
 from studies.sections.material import Material, interval_text
-from studies.statistics import summarise
-from studies.subgroups import Predictions, attributes_of, compare, read_predictions
+from studies.statistics import CONFIDENCE, summarise
+from studies.stored_predictions import Predictions, read_predictions
+from studies.subgroup_attributes import attributes_of
+from studies.subgroups import compare
 from studies.tables import write_table
+from studies.temperature import fit_temperature
 
 PREVALENCES = (0.01, 0.1)
 """At which predictive values are stated where the study names none."""
@@ -77,18 +81,12 @@ def _calibration(material: Material, target: str, test: Predictions, validation:
         temperatures = fit_temperature(validation.logits, validation.labels, test.task)
     named = (test.logits, test.labels, test.patients, test.task, test.class_names, temperatures)
     table = calibration_table(*named)
-    overall = "" if test.task == "multiclass" else None
-    wanted = (
-        table["class_name"].eq("")
-        if overall == ""
-        else table["metric"].str.startswith("mean_") | (len(test.class_names) == 1)
-    )
-    chosen = table[wanted & table["metric"].str.contains("ece|brier")]
+    chosen = table[table["class_name"] == (test.class_names[0] if len(test.class_names) == 1 else "")]
     shown = pd.DataFrame(
         {
             "measure": chosen["metric"].str.replace("_", " "),
             "stage": chosen["stage"],
-            "value": [f"{row['value']:.3f}" + _bounds(row) for row in records(chosen)],
+            "value": [_measure(row) for row in records(chosen)],
             "n": chosen["n"],
         }
     )
@@ -98,8 +96,12 @@ def _calibration(material: Material, target: str, test: Predictions, validation:
     return [TableBlock(shown, caption, files=files), *_reliability(material, target, test, temperatures)]
 
 
-def _bounds(row: dict[str, Any]) -> str:
-    return "" if pd.isna(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"
+def _measure(row: dict[str, Any]) -> str:
+    """A value with its interval; of calibration errors, whose interval leaves out their bias, less their bias."""
+    value = row["debiased"] if "ece" in row["metric"] and pd.notna(row["debiased"]) else row["value"]
+    if pd.isna(value):
+        return "–"
+    return f"{value:.3f}" + ("" if pd.isna(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]")
 
 
 def _reliability(material: Material, target: str, test: Predictions, temperatures: np.ndarray | None) -> list[Block]:
@@ -159,7 +161,10 @@ def _subgroups(material: Material, target: str, run: RunFolder, test: Prediction
         return []
     thresholds = run.read_summary().get("thresholds") or []
     named = (test.logits, test.labels, test.patients, attributes, test.task, test.class_names, thresholds)
-    table, gaps = compare(*named)
+    try:
+        table, gaps = compare(*named)
+    except DataError as error:
+        return [Prose(f"No subgroups: {error.problem}.")]
     files = []
     for name, frame in (("subgroups", table), ("subgroup_gaps", gaps)):
         files.append([path.name for path in write_table(frame, material.folder / f"{name}_{_safe(target)}", name)])
@@ -176,6 +181,8 @@ def _subgroups(material: Material, target: str, run: RunFolder, test: Prediction
             **{name: gaps[name] for name in ("attribute", "label", "metric", "best", "worst")},
             "gap": [interval_text(row["value"], row["low"], row["high"]) for row in records(gaps)],
             "p (Holm)": [f"{value:.2g}" if pd.notna(value) else "–" for value in gaps["p_holm"]],
+            "says": [_verdict(row) for row in records(gaps)],
+            "note": gaps["note"],
         }
     )
     first = (
@@ -183,6 +190,15 @@ def _subgroups(material: Material, target: str, run: RunFolder, test: Prediction
     )
     second = "Gaps between the best and the worst group, in points; intervals allow for having picked the two."
     return [TableBlock(shown, first, files=files[0]), TableBlock(gap, second, files=files[1])]
+
+
+def _verdict(gap: dict[str, Any]) -> str:
+    """What a gap allows to say: none where an interval is known to be too narrow."""
+    if pd.isna(gap["p_holm"]):
+        return "too few"
+    if "too optimistic" in gap["note"]:
+        return "no claim"
+    return "a gap" if gap["p_holm"] <= 1 - CONFIDENCE + 1e-12 else "not distinguishable"
 
 
 def _safe(name: str) -> str:

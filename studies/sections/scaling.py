@@ -6,9 +6,9 @@ import pandas as pd
 from datamodules.errors import DataError
 from studies import figures
 from studies.interaction import Scale, interaction
-from studies.page import Block, FigureBlock, Prose, Section, TableBlock
+from studies.page import Block, FigureBlock, Prose, Section
 from studies.power_law import PowerLaw, fit_power_law
-from studies.report_text import budget_name, in_words, records
+from studies.report_text import budget_name, file_word, in_words, metric_name, records
 from studies.scaling_figures import FittedCurve, scaling_curves
 from studies.sections.material import Material, interval_text
 from studies.statistics import summarise
@@ -27,7 +27,7 @@ def scaling(material: Material) -> Section | None:
 
 def _curves(material: Material, rows: pd.DataFrame) -> list[Block]:
     family = rows["family"].map(lambda name: material.study.domains.get(str(name), str(name)))
-    rows = rows.assign(family=family.astype(str))
+    rows = rows.assign(source_family=rows["family"], family=family.astype(str))
     sizes = rows.groupby(["target", "family", "architecture"], dropna=False)["source_n"].transform("nunique")
     rows = rows[sizes > 1]
     if rows.empty:
@@ -49,26 +49,41 @@ def _curves(material: Material, rows: pd.DataFrame) -> list[Block]:
             lines.append(_law_line(str(panel), str(name), law))
             if not np.isnan(law.exponent):
                 fits.append(_drawn(str(panel), str(name), law))
-        metric = "AUROC (%)" if (mine["metric"] == "mean_auroc").all() else "test metric (%)"
-        stem = material.folder / f"scaling_{str(given).replace(' ', '').replace('%', 'percent')}"
-        _, svg, *_ = figures.save(scaling_curves(summary, "images of the source", metric, fits=fits), stem)
+        metrics = [metric_name(name) for name in mine["metric"].unique()]
+        metric = f"{metrics[0] if len(metrics) == 1 else 'test metric'} (%)"
+        stem = material.folder / f"scaling_{file_word(str(given))}"
+        colours = _colours(material, mine)
+        figure = scaling_curves(summary, "images of the source", metric, fits=fits, colours=colours)
+        _, svg, *_ = figures.save(figure, stem)
         caption = f"Test metric over the size of the source{in_words(str(given))}; bars: 95 % intervals over seeds."
         blocks.append(FigureBlock(svg, caption, caption, [f"{stem.name}.png", f"{stem.name}.pdf"]))
-        table = pd.DataFrame(lines)
-        blocks.append(TableBlock(table, f"Power laws of the error, 1 − metric{in_words(str(given))}."))
+        about = f"Power laws of the error, 1 − metric{in_words(str(given))}; exponents with 95 % intervals."
+        blocks.append(material.table(pd.DataFrame(lines), f"power_law_{file_word(str(given))}", about))
     return blocks
 
 
+def _colours(material: Material, rows: pd.DataFrame) -> dict[str, str] | None:
+    """Colour of each line: that of its source; None where a line is a domain of several sources."""
+    named = rows[["series", "source_family"]].drop_duplicates()
+    if named["series"].duplicated().any():
+        return None
+    return {str(series): material.colours[str(name)] for series, name in named.itertuples(index=False, name=None)}
+
+
 def _law_line(panel: str, name: str, law: PowerLaw) -> dict[str, str]:
-    interval = "–" if np.isnan(law.exponent) else f"{law.exponent:.2f} [{law.low:.2f}, {law.high:.2f}]"
+    interval = "–" if np.isnan(law.exponent) else _exponent(law)
     p = "–" if np.isnan(law.p) else f"{law.p:.2g}"
     return {"target": panel, "sources": name, "exponent": interval, "p (flat)": p, "verdict": law.verdict}
+
+
+def _exponent(law: PowerLaw) -> str:
+    return f"{law.exponent:.2f} [{law.low:.2f}, {law.high:.2f}]".replace("-", "−")
 
 
 def _drawn(panel: str, name: str, law: PowerLaw) -> FittedCurve:
     used = law.points.loc[law.points["used"], "n"]
     x = np.geomspace(used.min(), used.max(), CURVE).clip(used.min(), used.max())
-    return FittedCurve(panel, name, x, 1 - law.predict(x), f"{name}: exponent {law.exponent:.2f}")
+    return FittedCurve(panel, name, x, 1 - law.predict(x), f"exponent {_exponent(law)}")
 
 
 def _interaction(material: Material, rows: pd.DataFrame) -> list[Block]:
@@ -100,4 +115,4 @@ def _interaction(material: Material, rows: pd.DataFrame) -> list[Block]:
         "Points of the metric a tenfold source, near (source and target of one domain) and far, with 95 % intervals "
         "over seeds, for these sources and targets."
     )
-    return [TableBlock(shown, caption)]
+    return [material.table(shown, "interaction", caption)]

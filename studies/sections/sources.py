@@ -1,14 +1,22 @@
-"""Sources against each other: the heat map of gains, and all pairs with their corrected p."""
+"""Sources against each other: heat maps of gains, and all pairs with their corrected p."""
+
+from collections.abc import Iterator
 
 import pandas as pd
 
 from studies import figures
+from studies.comparisons import DEPTHS
 from studies.heat_map import heat_map
 from studies.page import Block, FigureBlock, Prose, Section, TableBlock
-from studies.report import verdict
-from studies.report_text import in_words, records
-from studies.sections.material import Material, interval_text, source_labels
+from studies.report_text import file_word, in_words, points, records
+from studies.sections.material import Material, interval_text
+from studies.statistics import varying
 from studies.tables import write_table
+
+MAIN = ("target", "architecture", "protocol", "image_size", "selection", *DEPTHS)
+"""What `Material.main_protocol` decides for each target."""
+APART = ("study", "split_policy", "dials", "label_policy")
+"""Settings beside it, of which each value has a map of its own."""
 
 
 def sources(material: Material) -> Section | None:
@@ -18,41 +26,72 @@ def sources(material: Material) -> Section | None:
 
 
 def _maps(material: Material) -> list[Block]:
-    parts = [material.main_protocol(part) for _, part in material.rows.groupby("target")]
-    chosen = pd.concat(parts) if parts else material.rows
-    if chosen["target"].nunique() * chosen["source"].nunique() < 4:
+    """Maps of the differences to the baseline; all on one scale of colours."""
+    table = material.comparisons
+    if table.empty or material.rows["target"].nunique() * material.rows["source"].nunique() < 4:
         return []
-    blocks: list[Block] = []
+    parts = [material.main_protocol(part) for _, part in material.rows.groupby("target")]
+    chosen = pd.concat(parts)
     names = [str(name) for name in chosen["given"].cat.categories if (chosen["given"] == name).any()]
-    gains = material.tables.gains
-    missing = {name: None for name in ("source_n", "source_dials", "method") if name not in gains}
-    gains = gains.assign(source=source_labels(gains.assign(**missing)))
-    for given in dict.fromkeys([names[0], names[-1]]):
-        cells = chosen[chosen["given"] == given]
-        keys = cells[["target", "source", "architecture", "protocol"]].drop_duplicates()
-        mine = gains[gains["budget"] == given].merge(keys, on=["target", "source", "architecture", "protocol"])
-        if mine.duplicated(["source", "target"]).any():  # another setting varies: the tables have it
-            continue
-        if len(mine) < 2:
-            continue
-        notes = ["n.d." if verdict(row) == "not distinguishable" else "" for row in records(mine)]
-        stem = material.folder / f"gains_{given.replace(' ', '')}".replace("%", "percent")
-        label = f"gain over {material.baseline} (points)"
-        _, svg, *_ = figures.save(heat_map(mine.assign(note=notes), "gain", label, diverging=True), stem)
-        caption = f"Gain over {material.baseline}{in_words(given)}, in points; n.d.: not distinguishable."
-        alt = f"Heat map of gains, sources by targets{in_words(given)}"
-        blocks.append(FigureBlock(svg, caption, alt, [f"{stem.name}.png", f"{stem.name}.pdf"]))
-    return blocks
+    moved = chosen[~chosen["source"].eq(material.baseline).fillna(False).astype(bool)]
+    mine = table[(table["source_reference"] == material.baseline) & _keys(table).isin(set(_keys(moved)))]
+    mine = mine[mine["given"].isin([names[0], names[-1]])]
+    if mine.empty:
+        return []
+    apart = varying(mine, ["source", "target", "given"], [name for name in APART if name in mine])
+    limit = float(mine["difference"].abs().max())
+    drawn = [
+        _map(material, part, given, words, limit)
+        for given in dict.fromkeys([names[0], names[-1]])
+        for words, part in _each(mine[mine["given"] == given], apart)
+    ]
+    return [block for block in drawn if block is not None]
+
+
+def _keys(rows: pd.DataFrame) -> pd.Series:
+    """What `MAIN` is in each row, as one text."""
+    return rows[list(MAIN)].astype("string").fillna("").agg("\n".join, axis=1)
+
+
+def _each(rows: pd.DataFrame, apart: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each combination of settings, with its name: "dials a"; all rows under "" where none varies."""
+    if not apart:
+        yield "", rows
+        return
+    for _, part in rows.groupby(apart, dropna=False):
+        values = part[apart].iloc[0]
+        yield ", ".join(f"{name} {'–' if pd.isna(value) else value}" for name, value in values.items()), part
+
+
+def _map(material: Material, rows: pd.DataFrame, given: str, words: str, limit: float) -> Block | None:
+    if len(rows) < 2:
+        return None
+    where = in_words(given) + (f" ({words})" if words else "")
+    if rows.duplicated(["source", "target"]).any():
+        return Prose(f"No map of the gains{where}: runs of one source and target differ in more; the table has them.")
+    short = {"not distinguishable": "n.d.", "higher": "", "lower": ""}
+    notes = [short.get(str(verdict), "no claim") for verdict in rows["verdict"]]
+    stem = material.folder / "_".join(["gains", *map(file_word, filter(None, [given, words]))])
+    label = f"gain over {material.baseline} (points)"
+    figure = heat_map(rows.assign(note=notes), "difference", label, diverging=True, limit=limit)
+    _, svg, *_ = figures.save(figure, stem)
+    caption = (
+        f"Gain over {material.baseline}{where}, in points: sources by targets. n.d.: not distinguishable, by p "
+        "corrected for all tests of the table below. Hatched: not run."
+    )
+    cells = [f"{row['source']} to {row['target']} {points(row['difference'], sign=True)}" for row in records(rows)]
+    alt = f"Heat map of gains over {material.baseline}{where}, in points: {', '.join(cells[:12])}"
+    return FigureBlock(svg, caption, alt, [f"{stem.name}.png", f"{stem.name}.pdf"])
 
 
 def _pairs(material: Material) -> list[Block]:
-    rows = material.rows
-    if rows["source"].nunique() < 2:
+    if material.rows["source"].nunique() < 2:
         return []
     table = material.comparisons
     if table.empty:
         return [Prose("No two sources have a run with the same target, protocol, budget and seed.")]
-    apart = [name for name in ("architecture", "protocol") if name in table and table[name].nunique() > 1]
+    settings = ("architecture", "protocol", "image_size", "selection", *APART)
+    apart = [name for name in settings if name in table and table[name].nunique(dropna=False) > 1]
     shown = pd.DataFrame(
         {
             "target": table["target"],
@@ -60,20 +99,19 @@ def _pairs(material: Material) -> list[Block]:
             "given": table["given"],
             "source": table["source"],
             "reference": table["source_reference"],
-            "difference": [interval_text(*values, sign=True) for values in _numbers(table)],
+            "difference": [
+                interval_text(row["difference"], row["low"], row["high"], sign=True) for row in records(table)
+            ],
             "p (Holm)": [f"{value:.2g}" if pd.notna(value) else "–" for value in table["p_holm"]],
             "pairs": table["n"],
             "verdict": table["verdict"],
         }
     )
-    write_table(shown, material.folder / "comparisons", "All pairs of sources on equal seeds.")
+    files = write_table(shown, material.folder / "comparisons", "All pairs of sources on equal seeds.")
     tests = int(table["p_holm"].notna().sum())
     caption = (
-        f"Differences in points on equal seeds with 95 % intervals; the verdict goes by p, corrected for all {tests} "
-        "tests of this table (Holm). Intervals are for other seeds on the same test set."
+        f"Source minus reference, in points, on equal seeds with 95 % intervals; the verdict goes by p, corrected for "
+        f"all {tests} tests of this table (Holm), the intervals are not corrected. They are for other seeds on the "
+        "same test set."
     )
-    return [TableBlock(shown, caption, files=["comparisons.csv", "comparisons.tex"])]
-
-
-def _numbers(table: pd.DataFrame) -> list[tuple[float, float, float]]:
-    return list(table[["difference", "low", "high"]].itertuples(index=False, name=None))
+    return [TableBlock(shown, caption, files=[path.name for path in files])]
