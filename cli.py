@@ -24,6 +24,7 @@ COMMANDS = {
     "describe": ("studies.commands.describe", "table 1 and the exclusion flow", "describe DATA"),
     "audit": ("studies.commands.audit", "leaks, copies and confounds", "audit DATA [DATA]"),
     "probe": ("studies.commands.probe", "few-shot probes of frozen features", "probe --data DATA --weights W ..."),
+    "zero-shot": ("studies.commands.zero_shot", "name classes by their words", "zero-shot --run RUN --data DATA"),
     "similarity": ("studies.commands.similarity", "how alike two networks see images", "similarity A B --data DATA"),
     "rank": ("studies.commands.rank", "which weights to transfer", "rank --data DATA --weights W ..."),
     "weights": ("studies.commands.weights", "published weights, and one's own", "weights list|get|inspect|export"),

@@ -43,7 +43,8 @@ def assign_splits(table: Table, dataset: str, settings: SplitSettings) -> tuple[
     official = bool(codes.any())
     policy = "official"
     if settings.folds is not None:
-        policy = f"fold {settings.fold}/{settings.folds} by {settings.fold_by}"
+        # Which fold it is has a column of its own: rows of the same study differ in nothing else.
+        policy = f"{settings.folds} folds by {settings.fold_by}"
         codes = _fold_codes(table, codes, settings)
     elif not (codes == TEST).any():
         policy = "official train and validation, hashed test" if official else "hash"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,6 +12,8 @@ from datamodules import io
 from datamodules.arguments import check_arguments
 from datamodules.assignment import FoldBy
 from datamodules.files import check_files
+from datamodules.image_text.captions import SLOT, check_templates, fill, readable_names
+from datamodules.image_text.label_texts import label_texts
 from datamodules.label_space import choose_labels
 from datamodules.prepared import confirm_images
 from datamodules.selection import SelectingDataModule
@@ -69,6 +71,10 @@ class BaseDataModule(SelectingDataModule):
             and go on with marked result rows.
         missing_images: Rows whose image file is not there: an error, or drop them with a counted warning.
         seed: Seed of the stream; default the run's seed.
+        augmented_views: 2 = training and validation batches hold a second augmented view of every image, for SimCLR.
+        captions: Templates that make captions of class names, such as "a photo of a {}.", for training with captions;
+            an image's template is drawn by its place in the stream.
+        caption_names: CSV with columns class and name: what captions call a class; default: its own name.
         cache_gb: Keep decoded images in memory up to this many GB per process (0: none).
     """
 
@@ -113,6 +119,9 @@ class BaseDataModule(SelectingDataModule):
         leaks: Literal["stop", "record"] = "stop",
         missing_images: Literal["error", "drop"] = "error",
         seed: int | None = None,
+        augmented_views: Literal[2] | None = None,
+        captions: list[str] | None = None,
+        caption_names: str | None = None,
         cache_gb: float = 0.0,
     ) -> None:
         super().__init__()
@@ -140,8 +149,11 @@ class BaseDataModule(SelectingDataModule):
         self.dials = SourceDials(
             num_classes_kept, label_noise, noise_confusion, curation, curation_scores, seed=few_shot_seed
         )
+        self.augmented_views, self.captions, self.caption_names = augmented_views, captions, caption_names
         self.cache = shared_cache(int(cache_gb * 1e9))
         check_arguments(vars(self))
+        if captions is not None:
+            check_templates(captions)
         create_transform(transform, image_size, train=False)
         if hasattr(self, "class_names"):  # fixed by the class; otherwise the subclass finds them and calls this
             self.restrict_labels()
@@ -152,6 +164,28 @@ class BaseDataModule(SelectingDataModule):
     def label_policy(self) -> str | None:
         """How labels were read where there is a choice, for result rows."""
         return None
+
+    @cached_property
+    def readable_names(self) -> list[str]:
+        """What captions call the classes, in the order of `class_names`.
+
+        Raises:
+            DataError: `caption_names` lacks a class, names an unknown one, or is needed: class names are codes.
+        """
+        return readable_names(self.class_names, Path(self.caption_names) if self.caption_names else None)
+
+    @property
+    def class_texts(self) -> list[list[str]] | None:
+        """Every caption template filled with each class, in the order of `class_names`; None without templates."""
+        if self.captions is None:
+            return None
+        return [[template.replace(SLOT, name) for template in self.captions] for name in self.readable_names]
+
+    def texts(self, rows: Sequence[int], seeds: Sequence[int]) -> list[str] | None:
+        """Captions from the labels of `rows` by the templates `captions`; None without templates."""
+        if self.captions is None:
+            return None
+        return fill(self.captions, label_texts(self.read_table().labels[list(rows)], self.readable_names), seeds)
 
     def read_images(self, rows: Sequence[int], at_least: int | None = None) -> Sequence[np.ndarray]:
         """Read images by table row, uint8 (H, W, C); from files under `root` by default.

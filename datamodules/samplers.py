@@ -146,14 +146,14 @@ class StreamSampler(Sampler[list[Key]]):
 
 
 class EvaluationSampler(Sampler[list[Key]]):
-    """Batches of evaluation samples: every row once over all ranks, unpadded.
+    """Batches of evaluation samples: every row once over all ranks, unpadded; a row's seed is its own, always the same.
 
     A rank that would have no sample reads one row marked as padding (index −1), since Lightning needs a batch.
     """
 
     def __init__(self, rows: np.ndarray, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
         mine = rows[rank::world].tolist()
-        self.keys: list[Key] = [(row, 0, row) for row in mine]
+        self.keys: list[Key] = list(zip(mine, mix(0, rows[rank::world]).tolist(), mine, strict=True))
         if not self.keys and len(rows):
             self.keys = [(int(rows[0]), 0, -1)]
         self.batch_size = batch_size

@@ -4,7 +4,7 @@ import warnings
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from datamodules.table import SPLITS, Table
 class SelectingDataModule(StreamingDataModule):
     """From the metadata of a data set to the rows of each split; `BaseDataModule` explains the settings."""
 
+    labelled: ClassVar[bool] = True
+    """Whether images have classes or labels; of a set with captions alone no row is left out for want of a label."""
     name: str
     root: Path
     task: Task
@@ -191,7 +193,8 @@ class SelectingDataModule(StreamingDataModule):
 
     def exclusion_reasons(self, table: Table) -> dict[str, np.ndarray]:
         """All rows that the metadata leaves out, bool (N,), by reason in order: the set's own, the dials', no label."""
-        reasons = {**self.exclusions(table), **self._dropped_classes(table), "no label": unlabelled(table.labels)}
+        no_label = unlabelled(table.labels) if self.labelled else np.zeros(len(table), dtype=bool)
+        reasons = {**self.exclusions(table), **self._dropped_classes(table), "no label": no_label}
         if self.outputs is not None:
             return reasons
         return reasons | self.dials.exclusions(table, ~np.logical_or.reduce(list(reasons.values())))

@@ -27,6 +27,7 @@ class SourceDials:
         curation: Share of the training images that stays, those with the highest scores; None = all.
         curation_scores: CSV or Parquet file with columns path and score.
         seed: Seed of the draws.
+        score: In place of a file, the name of a score that the set itself holds, as its table's column `score`.
     """
 
     num_classes_kept: int | None = None
@@ -35,26 +36,32 @@ class SourceDials:
     curation: float | None = None
     curation_scores: str | None = None
     seed: int = 0
+    score: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_noise <= 1:
             raise DataError(f"label_noise: {self.label_noise}", where="data.init_args.label_noise", valid="0 to 1")
         if self.noise_confusion is not None and not self.label_noise:
             raise DataError("noise_confusion without label_noise changes nothing", where="data.init_args")
-        if (self.curation is None) != (self.curation_scores is None):
-            raise DataError("curation and curation_scores need each other", where="data.init_args")
+        if (self.curation is None) != (self.curation_scores is None and self.score is None):
+            raise DataError("curation and curation_scores (or score) need each other", where="data.init_args")
+        if self.curation_scores is not None and self.score is not None:
+            raise DataError("curation_scores and score exclude each other", where="data.init_args")
 
     def describe(self) -> str | None:
         """The dials that are turned, for result rows; None where none is."""
         kind = f" by {Path(self.noise_confusion).name}" if self.noise_confusion else ""
-        scores = Path(self.curation_scores).name if self.curation_scores else ""
         parts = [
             f"{self.num_classes_kept} classes" if self.num_classes_kept is not None else "",
             f"label noise {self.label_noise:g}{kind}" if self.label_noise else "",
-            f"best {self.curation:g} by {scores}" if self.curation is not None else "",
+            f"best {self.curation:g} by {self._scores_name}" if self.curation is not None else "",
         ]
         turned = [part for part in parts if part]
         return f"{', '.join(turned)} (seed {self.seed})" if turned else None
+
+    @property
+    def _scores_name(self) -> str:
+        return Path(self.curation_scores).name if self.curation_scores else self.score or ""
 
     def classes(self, names: Sequence[str], task: str) -> list[int] | None:
         """Numbers of the classes that stay; None for all.
@@ -101,16 +108,20 @@ class SourceDials:
             usable: Rows that a run uses otherwise, bool (N,), of whose training rows a share is kept; default: those
                 that have a label.
         """
-        if self.curation is None or self.curation_scores is None:
+        if self.curation is None:
             return {}
         usable = ~unlabelled(table.labels) if usable is None else usable
         train = np.flatnonzero(usable & (table.split.codes == SPLITS.index("train")))
         if not len(train):
             return {}
-        kept = dials.curated(read_scores(Path(self.curation_scores), table.paths[train]), self.curation)
+        if self.curation_scores is not None:
+            scores = read_scores(Path(self.curation_scores), table.paths[train])
+        else:
+            scores = np.asarray(table.metadata["score"])[train]
+        kept = dials.curated(scores, self.curation)
         left_out = np.zeros(len(table), dtype=bool)
         left_out[train[~kept]] = True
-        return {f"score not among the best {100 * self.curation:g}% of {Path(self.curation_scores).name}": left_out}
+        return {f"score not among the best {100 * self.curation:g}% of {self._scores_name}": left_out}
 
 
 def read_scores(path: Path, images: Any) -> np.ndarray:

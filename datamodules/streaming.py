@@ -24,7 +24,7 @@ EVALUATION_BATCH = 256  # images of an evaluation batch at least: without gradie
 class StreamLoader(DataLoader[Any]):
     """A loader whose position is derived from the trainer's progress, so there is nothing to save for a resume."""
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Batches of tensors."""
         return map(as_tensors, super().__iter__())
 
@@ -49,6 +49,7 @@ class StreamingDataModule(LightningDataModule, ABC):
     channels: ClassVar[Literal[1, 3]]
     window: tuple[float, float] | None
     seed: int | None
+    augmented_views: Literal[2] | None
 
     @abstractmethod
     def read_table(self) -> Table:
@@ -87,6 +88,10 @@ class StreamingDataModule(LightningDataModule, ABC):
         if self.prepared is None:
             return self.read_images(rows, at_least)
         return self.prepared_images.read(self.prepared_rows[list(rows)], at_least)
+
+    def texts(self, rows: Sequence[int], seeds: Sequence[int]) -> list[str] | None:
+        """Captions by table row, where one is drawn of several under the sample's seed; None: the set has none."""
+        return None
 
     def confirm_prepared(self) -> None:
         """Raise a DataError where the prepared folder is evidently another set's; asked before images are read."""
@@ -136,11 +141,16 @@ class StreamingDataModule(LightningDataModule, ABC):
             weights=self.sampling_weights(rows),
             position=(lambda: trainer.fit_loop.epoch_loop.batch_progress.total.ready) if trainer is not None else None,
         )
-        return self._loader(sampler, train=True)
+        return self._loader(sampler, augment=True, persistent=True)
 
     def val_dataloader(self) -> StreamLoader:
-        """Validation images, every one once."""
-        return self.evaluation_dataloader(self.rows("validation"))
+        """Validation images, every one once; where training sees two views of an image, the same two every time."""
+        rows = self.rows("validation")
+        return (
+            self._loader(self._evaluation_sampler(rows), augment=True)
+            if self.augmented_views
+            else self.evaluation_dataloader(rows)
+        )
 
     def test_dataloader(self) -> StreamLoader:
         """Test images, every one once."""
@@ -148,19 +158,25 @@ class StreamingDataModule(LightningDataModule, ABC):
 
     def evaluation_dataloader(self, rows: np.ndarray) -> StreamLoader:
         """Any rows of the table with the evaluation transform, every one once over all ranks."""
+        return self._loader(self._evaluation_sampler(rows), augment=False)
+
+    def _evaluation_sampler(self, rows: np.ndarray) -> EvaluationSampler:
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
         size = self.max_batch_per_device or max(self.batch_size // world, EVALUATION_BATCH)
-        return self._loader(EvaluationSampler(rows, size, rank=rank, world=world), train=False)
+        return EvaluationSampler(rows, size, rank=rank, world=world)
 
-    def _loader(self, sampler: StreamSampler | EvaluationSampler, *, train: bool) -> StreamLoader:
+    def _loader(
+        self, sampler: StreamSampler | EvaluationSampler, *, augment: bool, persistent: bool = False
+    ) -> StreamLoader:
         self.confirm_prepared()
-        transform = create_transform(self.transform, self.image_size, train=train)
-        dataset = BatchDataset(partial(self.images, at_least=transform.whole), transform, self.read_table().labels)
+        transform = create_transform(self.transform, self.image_size, train=augment)
+        images, labels = partial(self.images, at_least=transform.whole), self.read_table().labels
+        dataset = BatchDataset(images, transform, labels, self.texts, two_views=augment and self.augmented_views == 2)
         return StreamLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=keep_batch,  # type: ignore[arg-type]
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=train and self.num_workers > 0,
+            persistent_workers=persistent and self.num_workers > 0,
         )

@@ -17,6 +17,14 @@ from numpy.typing import NDArray
 
 from datamodules.errors import DataError, closest
 from datamodules.randaugment import IMAGENET_MEAN, RandAugment, RandomErasing
+from datamodules.simclr_views import (
+    ColourJitter,
+    RandomFlip,
+    RandomGaussianBlur,
+    RandomGrey,
+    RandomResizedCrop,
+    RandomRotation,
+)
 
 Image = NDArray[np.uint8]
 Geometry = Callable[[Image], Image]
@@ -31,7 +39,7 @@ class Steps(NamedTuple):
     augmentations: Sequence[Any] = ()
     """Random transforms of albumentations."""
     finish: Sequence[PlaneStep] = ()
-    """Random steps on the finished (C, image_size, image_size), under the sample's generator."""
+    """Random steps on (C, H, W), under the sample's generator; a crop comes first, the rest at image_size."""
     whole: int | None = None
     """Pixels of the short side that are enough where `geometry` resizes the whole image; None = a crop needs all."""
 
@@ -236,6 +244,46 @@ def chest_xray_cherti2022(image_size: int, train: bool) -> Steps:
     return Steps(geometry, [_affine(shift=0.25, scale=0.1, rotate=45), A.HorizontalFlip(p=0.5)], whole=image_size)
 
 
+def simclr(image_size: int, train: bool) -> Steps:
+    """SimCLR's views for photos: crop of 8-100 % of the area, flip, colour jitter, grey, blur.
+
+    Chen et al. 2020 (arXiv 2002.05709, appendix A) at strength s = 1: brightness, contrast and saturation 0.8, hue
+    0.2, in random order with probability 0.8; grey with 0.2; blur with 0.5. Grey images keep to brightness and
+    contrast. Crop and filter are torchvision's, not those of `inception_crop`. Evaluation: as `inception_crop`.
+    """
+    if not train:
+        return inception_crop(image_size, train)
+    jitter = ColourJitter(0.8, 0.8, 0.8, 0.2)
+    crop = RandomResizedCrop(image_size)
+    return Steps(_unchanged, finish=[crop, RandomFlip(), jitter, RandomGrey(), RandomGaussianBlur()])
+
+
+def simclr_cifar(image_size: int, train: bool) -> Steps:
+    """SimCLR's views for images of 32 px: `simclr` without blur and at half its strength of colour (appendix B.9).
+
+    Evaluation: as `resize_center`.
+    """
+    if not train:
+        return resize_center(image_size, train)
+    jitter = ColourJitter(0.4, 0.4, 0.4, 0.1)
+    return Steps(_unchanged, finish=[RandomResizedCrop(image_size), RandomFlip(), jitter, RandomGrey()])
+
+
+def simclr_chest_xray(image_size: int, train: bool) -> Steps:
+    """SimCLR's views for radiographs, our own choice: crop of 30-100 % of the area, rotation, light, blur.
+
+    A view must keep what it is to be recognised by. A flip would put the heart on the right; a crop of 8 % often
+    shows ribs only, and two of them seldom overlap. Rotation up to 10 degrees is what positioning leaves. Exposure
+    and window differ between hospitals, hence brightness and contrast by up to 0.4 with probability 0.8, half of the
+    paper's as in its half strength: density is a finding. There is no colour to change; blur is the paper's.
+    Evaluation: as `chest_xray`.
+    """
+    if not train:
+        return chest_xray(image_size, train)
+    crop = RandomResizedCrop(image_size, smallest=0.3)
+    return Steps(_unchanged, finish=[crop, RandomRotation(10), ColourJitter(0.4, 0.4), RandomGaussianBlur()])
+
+
 POLICIES: Mapping[str, Policy] = {
     "bit": bit,
     "bit_square": bit_square,
@@ -245,6 +293,9 @@ POLICIES: Mapping[str, Policy] = {
     "resize_center": resize_center,
     "chest_xray": chest_xray,
     "chest_xray_cherti2022": chest_xray_cherti2022,
+    "simclr": simclr,
+    "simclr_cifar": simclr_cifar,
+    "simclr_chest_xray": simclr_chest_xray,
 }
 
 

@@ -9,6 +9,12 @@ from typing import Any
 _EXPORTS = {
     "BaseTask": "base",
     "Classification": "classification",
+    "SimCLR": "simclr",
+    "CLIP": "clip",
+    "SmallText": "text.transformer",
+    "OpenClipText": "text.open_clip",
+    "HuggingFaceText": "text.hugging_face",
+    "OnlineProbes": "callbacks.online_probes",
     "SGDAGC": "optimizers",
     "ConstantSchedule": "schedules",
     "WarmupStep": "schedules",

@@ -1,7 +1,7 @@
 """The base of every task: one shared step, an exact evaluation, a stream of random numbers that survives a resume."""
 
 from abc import ABC, abstractmethod
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_modules.backbones.factory import classifier_parameters
 from lightning_modules.backbones.standardisation import set_standardisation_eps
 from lightning_modules.errors import ModelError
-from lightning_modules.metrics import Evaluation, EvaluationResult, evaluate
+from lightning_modules.metrics import EvaluationResult, MetricValue
 from lightning_modules.optimizers import SGDAGC, agc_parameter_groups, scale_rates
 from lightning_modules.schedules import ConstantSchedule, RunLength, Schedule
-from lightning_modules.thresholds import Task
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""Tensors by name (see `datamodules.dataset`), and `text`, a list of strings, where a task reads captions."""
 
 
 def default_optimizer(parameters: Any) -> SGDAGC:
@@ -27,7 +27,7 @@ def default_optimizer(parameters: Any) -> SGDAGC:
 
 
 class BaseTask(LightningModule, ABC):
-    """What all tasks share. A subclass builds `self.backbone` and implements the three `configure_` methods and `step`.
+    """What all tasks share. A subclass builds `self.backbone`, and says what its loss and its evaluation are.
 
     Args:
         optimizer: Optimizer of the parameters that train.
@@ -35,9 +35,7 @@ class BaseTask(LightningModule, ABC):
     """
 
     backbone: nn.Module
-    evaluations: nn.ModuleDict
-    task: Task
-    class_names: list[str]
+    in_chans: Literal[1, 3]
     weights: str | None = None
     mean: Tensor
     std: Tensor
@@ -47,7 +45,11 @@ class BaseTask(LightningModule, ABC):
         self.make_optimizer = optimizer
         self.schedule = lr_scheduler if lr_scheduler is not None else ConstantSchedule()
         self.results: dict[str, EvaluationResult] = {}
-        """Latest evaluation by split, "validation" and "test": the same on every rank."""
+        """Latest labelled evaluation by split, "validation" and "test": the same on every rank."""
+        self.scores: dict[str, list[MetricValue]] = {}
+        """Latest numbers by split, of any evaluation."""
+        self.samples: dict[str, int] = {}
+        """How many samples these come from."""
 
     @abstractmethod
     def configure_models(self) -> None:
@@ -59,7 +61,7 @@ class BaseTask(LightningModule, ABC):
 
     @abstractmethod
     def configure_metrics(self) -> None:
-        """Build `self.evaluations`, an `Evaluation` a split."""
+        """Build what collects the samples of each split."""
 
     @abstractmethod
     def training_loss(self, images: Tensor, batch: Batch) -> Tensor:
@@ -92,9 +94,20 @@ class BaseTask(LightningModule, ABC):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn uint8 (B, 1 or 3, H, W) images, or floats in [0, 1], into normalised floats on the device."""
+        """Turn uint8 (B, 1 or 3, H, W) images, or floats in [0, 1], into normalised floats on the device.
+
+        They have the backbone's number of channels: grey is repeated, colour averaged to grey.
+        """
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
-        return (images.to(self.mean.dtype) / scale - self.mean) / self.std
+        if self.in_chans == 3:
+            return (images.expand(-1, 3, -1, -1).to(self.mean.dtype) / scale - self.mean) / self.std
+        grey = images.to(self.mean.dtype).mean(dim=1, keepdim=True) / scale
+        return ((grey - self.mean) / self.std).mean(dim=1, keepdim=True)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pooled features (B, D) of normalised images, after the final norm and before any classifier."""
+        features: Tensor = self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)  # type: ignore[operator]
+        return features.flatten(1)
 
     # Training ----------------------------------------------------------------------------------------------------
 
@@ -183,35 +196,27 @@ class BaseTask(LightningModule, ABC):
 
     # Evaluation --------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def evaluation_step(self, batch: Batch, split: str) -> None:
-        """Collect the logits of one batch."""
-        logits = self(self.normalise(batch["image"]))
-        self._evaluation(split).update(logits, batch["label"], batch["index"])
+        """Collect one batch of a split."""
 
+    @abstractmethod
     def evaluation_end(self, split: str) -> None:
-        """Compute all numbers from the collected samples; check that every sample came exactly once."""
-        evaluation = self._evaluation(split)
-        result: EvaluationResult = evaluation.compute()
-        evaluation.reset()
-        self.results[split] = result
-        expected = self._expected(split)
-        if expected is not None and len(result.index) != expected:
-            raise ModelError(f"{split} saw {len(result.index)} samples, its table has {expected}")
-        # Not through self.log: one dictionary at once, and torchmetrics has joined the ranks already.
-        scores = {f"{split}/{value.key}": value.value for value in result.metrics if np.isfinite(value.value)}
-        self.log_dict({**scores, f"{split}/samples": float(len(result.index))})
+        """Compute the split's numbers from what was collected, keep them in `scores` and log them."""
 
-    def _evaluation(self, split: str) -> Evaluation:
-        return cast(Evaluation, self.evaluations[split])
-
+    @abstractmethod
     def metric_names(self, split: str) -> list[str]:
-        """Names that an evaluation of `split` logs, such as validation/accuracy."""
-        evaluation = self._evaluation(split)
-        labels = (
-            np.zeros((0,), np.int64) if evaluation.task == "multiclass" else np.zeros((0, len(evaluation.class_names)))
-        )
-        empty = evaluate(np.zeros((0, len(evaluation.class_names))), labels, evaluation.task, evaluation.class_names)
-        return [f"{split}/{value.key}" for value in empty]
+        """Names that an evaluation of `split` logs, such as validation/loss."""
+
+    def keep_scores(self, split: str, scores: list[MetricValue], samples: int) -> None:
+        """Keep and log the numbers of a split, and check that every sample came exactly once."""
+        expected = self._expected(split)
+        if expected is not None and samples != expected:
+            raise ModelError(f"{split} saw {samples} samples, its table has {expected}")
+        self.scores[split], self.samples[split] = scores, samples
+        # Not through self.log: one dictionary at once, and torchmetrics has joined the ranks already.
+        finite = {f"{split}/{value.key}": value.value for value in scores if np.isfinite(value.value)}
+        self.log_dict({**finite, f"{split}/samples": float(samples)})
 
     def _expected(self, split: str) -> int | None:
         """Samples that the split's table has, or None where the run was asked to see fewer."""
@@ -228,18 +233,6 @@ class BaseTask(LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         """Evaluate validation."""
         self.evaluation_end("validation")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect one test batch."""
-        self.evaluation_step(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        """Evaluate test."""
-        self.evaluation_end("test")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Logits (B, outputs) and index (B,) of one batch; labels are not looked at."""
-        return {"logits": self(self.normalise(batch["image"])), "index": batch["index"]}
 
     # Checkpoints -------------------------------------------------------------------------------------------------
 

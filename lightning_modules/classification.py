@@ -14,17 +14,19 @@ from lightning_modules.backbones.layers import Granularity, freeze, layer_groups
 from lightning_modules.backbones.partial import load_first_groups
 from lightning_modules.backbones.standardisation import set_standardisation_eps
 from lightning_modules.backbones.standardisation import standardisation_eps as eps_of
-from lightning_modules.base import BaseTask, Batch, default_optimizer
+from lightning_modules.base import Batch, default_optimizer
 from lightning_modules.errors import ModelError
+from lightning_modules.labelled import LabelledTask
 from lightning_modules.metrics import Evaluation
 from lightning_modules.mixup import mixup
 from lightning_modules.optimizers import layer_decay_groups
 from lightning_modules.phases import probe_length, within_phase
 from lightning_modules.schedules import RunLength, Schedule
+from lightning_modules.text_head import set_text_head
 from lightning_modules.thresholds import Task
 
 
-class Classification(BaseTask):
+class Classification(LabelledTask):
     """Train a backbone with a new classifier, from scratch or from weights, as deep as asked.
 
     A protocol is a setting of four arguments. scratch: no `weights`. finetune: `weights`. linear_probe: `weights` and
@@ -51,7 +53,9 @@ class Classification(BaseTask):
             a run of one phase, as is every run from scratch.
         layer_decay: Factor of the learning rate from a layer group to the one before it, 0–1: a group at distance d
             from the classifier (the last one: 1) learns at lr × layer_decay^d; null = all alike.
-        head_init: Initial classifier: default = timm's own for the net, zero = weight and bias 0.
+        head_init: Initial classifier: default = timm's own for the net, zero = weight and bias 0, text = the zero-shot
+            classifier of the CLIP run that the weights are of; the data's `captions` say how classes are described.
+        class_texts: Texts that describe each class, for `head_init: text`; come from the data.
         optimizer: Optimizer of the parameters that train.
         lr_scheduler: Schedule of the learning rate; default constant.
         mixup_alpha: Beta parameter of mixup, 0 = none; the HyperRule sets its own.
@@ -74,7 +78,8 @@ class Classification(BaseTask):
         granularity: Granularity = "coarse",
         probe_fraction: float | None = None,
         layer_decay: float | None = None,
-        head_init: Literal["default", "zero"] = "default",
+        head_init: Literal["default", "zero", "text"] = "default",
+        class_texts: list[list[str]] | None = None,
         optimizer: OptimizerCallable = default_optimizer,
         lr_scheduler: Schedule | None = None,
         mixup_alpha: float = 0.0,
@@ -95,6 +100,7 @@ class Classification(BaseTask):
         self.weights, self.transfer_depth, self.frozen_depth = weights, transfer_depth, frozen_depth
         self.granularity: Granularity = granularity
         self.probe_fraction, self.layer_decay, self.head_init = probe_fraction, layer_decay, head_init
+        self.class_texts = class_texts
         self.probe_steps = 0  # of the run that is being fitted; known when it begins
         self.mixup_alpha, self.label_smoothing = mixup_alpha, label_smoothing
         self.weights_report: WeightsReport | None = None
@@ -138,6 +144,8 @@ class Classification(BaseTask):
             self.weights_report = report
             if report.source_preprocessing is not None:
                 mean, std = report.source_preprocessing
+        if self.head_init == "text":
+            self._describe_classes()
         self.frozen_depth = depth if self.frozen_depth == -1 else self.frozen_depth
         self.transferred = 0 if self.weights is None else depth if self.transfer_depth is None else self.transfer_depth
         if self.frozen_depth > self.transferred:
@@ -156,6 +164,16 @@ class Classification(BaseTask):
             set_standardisation_eps(self.backbone, self._given_eps)
         self._stand_still(self.frozen_depth)
         self.set_normalisation(list(self._given_mean or mean), list(self._given_std or std))
+
+    def _describe_classes(self) -> None:
+        """Begin with the classifier that texts give."""
+        fits = self.weights is not None and self.transfer_depth is None and self.task == "multiclass"
+        if self.weights is None or self.class_texts is None or not fits:
+            raise ModelError(
+                "head_init text needs all layers of a CLIP run's weights, and texts for its classes",
+                hint="set model.init_args.weights, and data.init_args.captions: ['a photo of a {}.']",
+            )
+        set_text_head(self.backbone, self.weights, self.class_texts)
 
     def _count_groups(self) -> int:
         """Number of layer groups; 0 for the few architectures that timm cuts into none, if nothing here counts them."""
@@ -215,13 +233,6 @@ class Classification(BaseTask):
             "std": self.std.flatten().tolist(),
             "standardisation_eps": eps_of(self.backbone),
         }
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Normalised images with the backbone's number of channels: grey is repeated, colour averaged to grey."""
-        if self.in_chans == 3:
-            return super().normalise(images.expand(-1, 3, -1, -1))
-        grey = images if images.shape[1] == 1 else images.to(self.mean.dtype).mean(dim=1, keepdim=True) / 255.0
-        return super().normalise(grey).mean(dim=1, keepdim=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, outputs) of normalised images (B, C, H, W)."""

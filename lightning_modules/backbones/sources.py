@@ -52,6 +52,20 @@ def read_weights(source: Source) -> LoadedWeights:
     return _read_timm(text)
 
 
+def checkpoint_file(source: str | Path) -> Path:
+    """The checkpoint of a run folder, or the file itself.
+
+    Raises:
+        ModelError: The folder has no checkpoint, or there is nothing of that name.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _checkpoint_of_run(path)
+    if not path.is_file():
+        raise ModelError(f"there is no run and no checkpoint {path}", valid="a run folder, or a .ckpt file")
+    return path
+
+
 def _checkpoint_of_run(run: Path) -> Path:
     """Return the checkpoint of a run folder: the one its summary names, else the best, else the last."""
     checkpoints = run / "checkpoints"
