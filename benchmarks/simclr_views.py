@@ -13,6 +13,7 @@ independent samples, so beyond 4 is a difference), and the p-value of a Kolmogor
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from torchvision import transforms as tv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from datamodules import ImageFolder
 from datamodules.io import list_images, read_image
 from datamodules.transforms import POLICIES, create_transform
 
@@ -200,6 +202,34 @@ def print_steps(image: NDArray[np.uint8], size: int, calls: int = 300) -> None:
         pillow = pillow.crop((0, 0, size, size))
 
 
+def print_two_views(images: Sequence[NDArray[np.uint8]], rounds: int) -> None:
+    """Time of the loader with two views of every JPEG photo, against one."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, image in enumerate(images):
+            file = Path(folder) / f"class{number % 2}" / f"{number}.jpg"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(image).save(file, quality=95)
+        one, two = (
+            ImageFolder(root=folder, transform="simclr", batch_size=len(images), val_fraction=0, augmented_views=views)
+            for views in (None, 2)
+        )
+        keys = list(zip(range(len(images)), range(len(images)), range(len(images)), strict=True))
+        datasets = [data.train_dataloader().dataset for data in (one, two)]
+        ratios = []
+        for turn in range(rounds + 1):  # the first warms up
+            spent = {}
+            for place in (0, 1) if turn % 2 else (1, 0):
+                start = time.process_time()
+                datasets[place].__getitems__(keys)  # type: ignore[attr-defined]
+                spent[place] = time.process_time() - start
+            ratios.append(spent[1] / spent[0])
+    found = sorted(ratios[1:])
+    print(
+        f"loader, two views against one, JPEG photos: ratio min {found[0]:.2f}, "
+        f"median {statistics.median(found):.2f}, max {found[-1]:.2f}"
+    )
+
+
 def main() -> None:
     """Compare speed, then outputs, for every policy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -224,6 +254,7 @@ def main() -> None:
             title = f"{policy} {size} px" + (", theirs with Pillow's blur" if pillow_blur else "")
             recipe = torchvision_views(policy, size, pillow_blur)
             print_ratio(title, theirs(recipe, images), ours(policy, size, images), count, arguments.rounds)
+    print_two_views(big, arguments.rounds)
     print_steps(big[0], 224)
     for policy, size, images in cases:
         print_statistics(policy, size, images, arguments.views)

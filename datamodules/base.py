@@ -172,7 +172,8 @@ class BaseDataModule(SelectingDataModule):
         Raises:
             DataError: `caption_names` lacks a class, names an unknown one, or is needed: class names are codes.
         """
-        return readable_names(self.class_names, Path(self.caption_names) if self.caption_names else None)
+        file = Path(self.caption_names) if self.caption_names else None
+        return readable_names(self.class_names, file, further=self.space.own)
 
     @property
     def class_texts(self) -> list[list[str]] | None:
@@ -185,7 +186,19 @@ class BaseDataModule(SelectingDataModule):
         """Captions from the labels of `rows` by the templates `captions`; None without templates."""
         if self.captions is None:
             return None
-        return fill(self.captions, label_texts(self.read_table().labels[list(rows)], self.readable_names), seeds)
+        labels = self.read_table().labels[list(rows)]
+        return fill(self.captions, label_texts(labels, self.readable_names, complete=self.all_labels_used), seeds)
+
+    @property
+    def all_labels_used(self) -> bool:
+        """Whether the labels in use are all that the set annotates: an image with none of them shows nothing."""
+        return self.outputs is None and 1 < len(self.space.chosen) == len(self.space.own)
+
+    def setup(self, stage: str | None = None) -> None:
+        """As `SelectingDataModule.setup`; what captions call the classes is found out here and not by a worker."""
+        super().setup(stage)
+        if self.captions is not None:
+            _ = self.readable_names
 
     def read_images(self, rows: Sequence[int], at_least: int | None = None) -> Sequence[np.ndarray]:
         """Read images by table row, uint8 (H, W, C); from files under `root` by default.

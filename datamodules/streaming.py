@@ -170,8 +170,15 @@ class StreamingDataModule(LightningDataModule, ABC):
     ) -> StreamLoader:
         self.confirm_prepared()
         transform = create_transform(self.transform, self.image_size, train=augment)
+        two_views = augment and self.augmented_views == 2
+        if two_views and not transform.is_random:
+            raise DataError(
+                f"transform {self.transform!r} changes nothing at random, so both views of an image would be equal",
+                where="data.init_args.transform",
+                hint="with augmented_views: 2 take one that augments, such as simclr",
+            )
         images, labels = partial(self.images, at_least=transform.whole), self.read_table().labels
-        dataset = BatchDataset(images, transform, labels, self.texts, two_views=augment and self.augmented_views == 2)
+        dataset = BatchDataset(images, transform, labels, self.texts, two_views)
         return StreamLoader(
             dataset,
             batch_sampler=sampler,

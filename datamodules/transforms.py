@@ -101,6 +101,11 @@ class Transform:
         if self._compose is not None:
             self._compose.set_random_state(self._generator, self._random)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the seed changes anything."""
+        return self._compose is not None or bool(self._finish)
+
     def __call__(self, image: Image, seed: int) -> Image:
         """Transform one image.
 
@@ -120,7 +125,7 @@ class Transform:
                 valid="uint8, (H, W, 1) or (H, W, 3)",
             )
         image = self._geometry(image)
-        if self._compose is not None or self._finish:
+        if self.is_random:
             self._seed(seed)
         if self._compose is not None:
             image = self._compose(image=image)["image"]

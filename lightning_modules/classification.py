@@ -94,6 +94,11 @@ class Classification(LabelledTask):
                 "num_classes and task are not known",
                 hint="they come from the data; without a command line give both",
             )
+        if num_classes < 1:
+            raise ModelError(
+                f"num_classes is {num_classes}: the data has no classes",
+                hint="pre-train on it with SimCLR or CLIP, or take a set with labels",
+            )
         self.backbone_name, self.num_classes, self.in_chans = backbone, num_classes, in_chans
         self.task: Task = task
         self.class_names = class_names or [str(number) for number in range(num_classes)]
@@ -167,8 +172,12 @@ class Classification(LabelledTask):
 
     def _describe_classes(self) -> None:
         """Begin with the classifier that texts give."""
-        fits = self.weights is not None and self.transfer_depth is None and self.task == "multiclass"
-        if self.weights is None or self.class_texts is None or not fits:
+        if self.task != "multiclass":
+            raise ModelError(
+                f"head_init text with {self.task} labels",
+                valid="classes that exclude each other, or head_init: default",
+            )
+        if self.weights is None or self.class_texts is None or self.transfer_depth is not None:
             raise ModelError(
                 "head_init text needs all layers of a CLIP run's weights, and texts for its classes",
                 hint="set model.init_args.weights, and data.init_args.captions: ['a photo of a {}.']",

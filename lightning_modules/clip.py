@@ -3,17 +3,15 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_modules import contrastive_losses
 from lightning_modules.base import Batch
 from lightning_modules.errors import ModelError
-from lightning_modules.pairs import PairTask, default_optimizer
-from lightning_modules.schedules import Schedule
+from lightning_modules.pairs import PairTask
 from lightning_modules.text.tower import TextTower, build
 from lightning_modules.text.transformer import SmallText
 
@@ -28,43 +26,19 @@ class CLIP(PairTask):
     backbone is transferred; the checkpoint also holds the text tower, for zero-shot evaluation.
 
     Args:
-        backbone: A timm model; it is built without a classifier.
         text: The text tower: `SmallText` (needs no download; default), `OpenClipText` or `HuggingFaceText`.
         embedding: Width of the space that both towers are projected to; 1,024 in Entezari et al. (arXiv 2302.13602).
-        in_chans: 3 (grey images are repeated) or 1 (the stem is folded).
-        weights: Where the backbone's first weights come from, as in `Classification`; null = random.
-        images_at_once: Images of a device that are encoded at once; null = all. The loss and its gradient are those of
-            the whole batch.
-        optimizer: AdamW by default.
-        lr_scheduler: Schedule of the learning rate; default constant.
-        mean: Channel means to normalise with, in [0, 1]; default: those of the weights, else the backbone's.
-        std: Channel standard deviations, likewise.
-        standardisation_eps: ε of the weight standardisation; default that of the weights.
+        **kwargs: Arguments of `PairTask`: backbone, weights, images_at_once (captions likewise), optimizer, ...
     """
 
     sides = ("image", "text")
     lengths: Tensor
     """Weighted sum of the mean lengths of image embeddings in training batches, and the sum of the weights."""
 
-    def __init__(
-        self,
-        backbone: str = "resnet50",
-        text: TextTower | None = None,
-        embedding: int = 1024,
-        in_chans: Literal[1, 3] = 3,
-        weights: str | None = None,
-        images_at_once: int | None = None,
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: Schedule | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        standardisation_eps: float | None = None,
-    ) -> None:
+    def __init__(self, text: TextTower | None = None, embedding: int = 1024, **kwargs: Any) -> None:
         if embedding < 1:
             raise ModelError(f"embedding is {embedding}", valid="1 or more")
-        super().__init__(
-            backbone, in_chans, weights, images_at_once, optimizer, lr_scheduler, mean, std, standardisation_eps
-        )
+        super().__init__(**kwargs)
         self.embedding = embedding
         self.captions_cut = 0  # of the latest batch: captions longer than the tower's context
         self.text: TextTower = text if text is not None else SmallText()
@@ -82,13 +56,13 @@ class CLIP(PairTask):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Embeddings (B, D) of normalised images, not yet of length 1."""
-        embeddings: Tensor = self.image_projection(self.encode_in_parts(images))
+        embeddings: Tensor = self.image_projection(self.in_parts(self.encode, images))
         return embeddings
 
     def embed_texts(self, captions: Sequence[str]) -> Tensor:
         """Embeddings (B, D) of captions, not yet of length 1."""
         tokens, self.captions_cut = self.text.tokenize_counted(captions)
-        embeddings: Tensor = self.text_projection(self.text(tokens.to(self.device, non_blocking=True)))
+        embeddings: Tensor = self.text_projection(self.in_parts(self.text, tokens.to(self.device, non_blocking=True)))
         return embeddings
 
     def embed_pairs(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ from lightning_modules.errors import ModelError, NonFiniteLossError
 
 BLOCK = 256
 """Pairs among which a partner is looked for: fixed, since a contrastive loss and a recall depend on their number."""
+CLOSEST = (1, 5)
+"""A recall counts partners that are among so many."""
 ROUNDING = 1e-12
 """Cosines closer than this are equal; they are computed in float64."""
 
@@ -114,15 +116,16 @@ class PairEvaluation(CollectedPairs):
         ranks = [_ranks(a, b) for a, b in pairs]
         empty = first.new_zeros(0)
         forth, back = (torch.cat(way) for way in zip(*ranks, strict=True)) if ranks else (empty, empty)
-        scores = {
-            "loss": sum(float(self.loss(a, b)) * len(a) for a, b in pairs) / n if pairs else np.nan,
-            "matched": _share(forth < 1),
-            "samples": float(n),
-        }
-        if self.sides is not None:
-            for start, end, places in ((*self.sides, forth), (*self.sides[::-1], back)):
-                scores |= {f"recall_at_{k}/{start}_to_{end}": _share(places < k) for k in (1, 5)}
-        return scores
+        loss = sum(float(self.loss(a, b)) * len(a) for a, b in pairs) / n if pairs else np.nan
+        recalls = [_share(places < k) for places in (forth, back) for k in CLOSEST] if self.sides is not None else []
+        return dict(zip(self.names(), (loss, _share(forth < 1), *recalls), strict=True)) | {"samples": float(n)}
+
+    def names(self) -> list[str]:
+        """What `compute` returns but the number of samples: what a run can be selected by."""
+        return ["loss", "matched", *(f"recall_at_{k}/{way}" for way in self._ways() for k in CLOSEST)]
+
+    def _ways(self) -> list[str]:
+        return [f"{a}_to_{b}" for a, b in (self.sides, self.sides[::-1])] if self.sides is not None else []
 
 
 def _kept(values: Tensor) -> Tensor:

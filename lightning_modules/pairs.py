@@ -1,7 +1,7 @@
 """Tasks that bring pairs together: two views of an image, or an image and its caption. The base of SimCLR and CLIP."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Literal, cast
 
@@ -40,8 +40,9 @@ class PairTask(BaseTask):
         backbone: A timm model; it is built without a classifier.
         in_chans: 3 (grey images are repeated) or 1 (the stem is folded).
         weights: Where the backbone's first weights come from, as in `Classification`; null = random.
-        images_at_once: Images of a device that are encoded at once; null = all.
-        optimizer: Optimizer; biases, norms and the temperature get no weight decay.
+        images_at_once: Most images of a device that are encoded at once, in parts of equal size; null = all.
+        optimizer: AdamW by default; biases, norms and the temperature get no weight decay. timm.optim.Lars is LARS; it
+            wants a weight_decay above 0 (1e-6 in SimCLR's paper), without which it scales no rate.
         lr_scheduler: Schedule of the learning rate; default constant.
         mean: Channel means to normalise with, in [0, 1]; default: those of the weights, else the backbone's.
         std: Channel standard deviations, likewise.
@@ -50,15 +51,15 @@ class PairTask(BaseTask):
 
     def __init__(
         self,
-        backbone: str,
-        in_chans: Literal[1, 3],
-        weights: str | None,
-        images_at_once: int | None,
-        optimizer: OptimizerCallable,
-        lr_scheduler: Schedule | None,
-        mean: list[float] | None,
-        std: list[float] | None,
-        standardisation_eps: float | None,
+        backbone: str = "resnet50",
+        in_chans: Literal[1, 3] = 3,
+        weights: str | None = None,
+        images_at_once: int | None = None,
+        optimizer: OptimizerCallable = default_optimizer,
+        lr_scheduler: Schedule | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        standardisation_eps: float | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
         self.backbone_name, self.in_chans, self.weights = backbone, in_chans, weights
@@ -135,16 +136,15 @@ class PairTask(BaseTask):
 
     # Large batches -----------------------------------------------------------------------------------------------
 
-    def encode_in_parts(self, images: Tensor) -> Tensor:
-        """Pooled features (N, D) of normalised images, `images_at_once` of them at a time."""
+    def in_parts(self, encode: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """Vectors (N, D) that `encode` makes of images or tokens (N, ...), `images_at_once` of them at a time."""
         size = self.images_at_once
-        if size is None or len(images) <= size:
-            return self.encode(images)
-        parts = torch.split(images, size)
+        if size is None or len(inputs) <= size:
+            return encode(inputs)
+        parts = inputs.tensor_split(-(-len(inputs) // size))  # alike: statistics of a small last part would be poor
         if not torch.is_grad_enabled():
-            return torch.cat([self.encode(part) for part in parts])
-        features = [checkpoint(self.encode, part, use_reentrant=False, context_fn=self._contexts) for part in parts]
-        return torch.cat(features)
+            return torch.cat([encode(part) for part in parts])
+        return torch.cat([checkpoint(encode, part, use_reentrant=False, context_fn=self._contexts) for part in parts])
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Contexts of a part's first pass and of its second, which must not move running statistics again."""
@@ -193,18 +193,17 @@ class PairTask(BaseTask):
 
     def metric_names(self, split: str) -> list[str]:
         """Names that an evaluation logs."""
-        return [f"{split}/loss", f"{split}/matched"]
+        return [f"{split}/{name}" for name in self.evaluation.names()]
 
 
 @contextmanager
 def _unmoved_statistics(model: nn.Module) -> Iterator[None]:
     """Let BatchNorm normalise by its batch inside the block and leave its running statistics as they are."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    kept = [(norm, norm.momentum, cast(Tensor, norm.num_batches_tracked)) for norm in norms]
     try:
-        for norm in norms:
-            norm.momentum = 0.0
-            norm.num_batches_tracked = None
+        for norm, _, count in kept:
+            norm.momentum, norm.num_batches_tracked = 0.0, count.clone()  # SyncBatchNorm wants a counter
         yield
     finally:
         for norm, momentum, count in kept:

@@ -1,18 +1,17 @@
 """SimCLR: two views of an image belong together, those of other images do not (Chen et al. 2020, arXiv 2002.05709)."""
 
+import math
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_modules import contrastive_losses
 from lightning_modules.base import Batch
 from lightning_modules.errors import ModelError
 from lightning_modules.global_norm import GlobalBatchNorm1d
-from lightning_modules.pairs import PairTask, default_optimizer
-from lightning_modules.schedules import Schedule
+from lightning_modules.pairs import PairTask
 
 
 class SimCLR(PairTask):
@@ -22,44 +21,20 @@ class SimCLR(PairTask):
     transferred; the projection stays behind in the checkpoint.
 
     Args:
-        backbone: A timm model; it is built without a classifier.
         projection: Widths of the MLP after the pooled features: its hidden layers, each with BatchNorm and ReLU, and
             the embedding. [4096, 256] is the one of Entezari et al. (arXiv 2302.13602), [2048, 128] that of the paper.
         temperature: Of the softmax over similarities, > 0. The paper tunes it: 0.1 for ImageNet, 0.5 for CIFAR-10.
-        in_chans: 3 (grey images are repeated) or 1 (the stem is folded).
-        weights: Where the backbone's first weights come from, as in `Classification`; null = random.
-        images_at_once: Images of a device that are encoded at once, two views a pair; null = all. The loss and its
-            gradient are those of the whole batch.
-        optimizer: AdamW by default; timm.optim.Lars for the paper's LARS.
-        lr_scheduler: Schedule of the learning rate; default constant.
-        mean: Channel means to normalise with, in [0, 1]; default: those of the weights, else the backbone's.
-        std: Channel standard deviations, likewise.
-        standardisation_eps: ε of the weight standardisation; default that of the weights.
+        **kwargs: Arguments of `PairTask`: backbone, weights, images_at_once (two views a pair), optimizer, ...
     """
 
-    def __init__(
-        self,
-        backbone: str = "resnet50",
-        projection: list[int] | None = None,
-        temperature: float = 0.1,
-        in_chans: Literal[1, 3] = 3,
-        weights: str | None = None,
-        images_at_once: int | None = None,
-        optimizer: OptimizerCallable = default_optimizer,
-        lr_scheduler: Schedule | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        standardisation_eps: float | None = None,
-    ) -> None:
-        super().__init__(
-            backbone, in_chans, weights, images_at_once, optimizer, lr_scheduler, mean, std, standardisation_eps
-        )
+    def __init__(self, projection: list[int] | None = None, temperature: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.projection_widths = list(projection) if projection is not None else [4096, 256]
         self.temperature = temperature
         if not self.projection_widths or min(self.projection_widths) < 1:
             raise ModelError(f"projection is {projection}", valid="widths of 1 or more, such as [4096, 256]")
-        if not temperature > 0:
-            raise ModelError(f"temperature is {temperature}", valid="above 0, such as 0.1")
+        if not 0 < temperature < math.inf:
+            raise ModelError(f"temperature is {temperature}", valid="a finite number above 0, such as 0.1")
         self.build()
 
     def configure_models(self) -> None:
@@ -79,7 +54,7 @@ class SimCLR(PairTask):
                 hint="set data.init_args.augmented_views: 2 and a transform such as simclr",
             )
         views = torch.cat([images, self.normalise(batch["view2"])])
-        first, second = self.projector(self.encode_in_parts(views)).chunk(2)
+        first, second = self.projector(self.in_parts(self.encode, views)).chunk(2)
         return first, second
 
     def pair_loss(self, first: Tensor, second: Tensor) -> Tensor:

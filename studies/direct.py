@@ -143,9 +143,15 @@ def data_words(data: str, scratch: Path) -> list[str]:
 
 
 def preprocessing_words(folder: RunFolder) -> list[str]:
-    """Words that give other data the run's own evaluation preprocessing."""
-    settings = folder.read_summary().get("preprocessing", {})
-    return [f"--data.init_args.{name}={settings[name]}" for name in ("transform", "image_size") if name in settings]
+    """Words that give other data the run's own evaluation preprocessing.
+
+    Raises:
+        RunError: The fit of the run has not finished.
+    """
+    settings = folder.read_summary().get("preprocessing")
+    if settings is None:  # else images would be prepared in another way than those that it was trained on
+        raise RunError(f"the fit of {folder.path} has not finished", where="--run", hint="fit it to its end first")
+    return [f"--data.init_args.{name}={settings[name]}" for name in ("transform", "image_size")]
 
 
 def without_weights(folder: RunFolder) -> list[str]:

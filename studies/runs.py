@@ -72,7 +72,9 @@ VOLATILE = {
 
 
 #: Settings that name a file, or a prepared folder, whose content counts and not its place.
-CONTENTS = tuple(f"data.init_args.{name}" for name in ("noise_confusion", "curation_scores", "prepared"))
+CONTENTS = tuple(
+    f"data.init_args.{name}" for name in ("noise_confusion", "curation_scores", "caption_names", "prepared")
+)
 NESTED = re.compile(r"^data\.init_args\.\w+\.\d+\.init_args\.")
 
 
@@ -274,9 +276,9 @@ def require_outputs(folder: RunFolder, facts: Mapping[str, Any]) -> None:
     Raises:
         RunError: The run was trained by a method without outputs, such as SimCLR.
     """
-    if "task" not in facts:
+    if "method" in facts:  # the tasks with outputs name none
         raise RunError(
-            f"{folder.path} is a pre-training ({facts.get('method')}) that names no classes",
+            f"{folder.path} is a pre-training ({facts['method']}) that names no classes",
             where="--run",
             hint="transfer its weights with Classification, or `python cli.py probe`; of CLIP: `zero-shot`",
         )

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datamodules import Synthetic
 from datamodules.errors import DataError
 from datamodules.image_text.captions import (
     PHOTO_TEMPLATES,
@@ -13,6 +14,7 @@ from datamodules.image_text.captions import (
     fill,
     readable_names,
 )
+from datamodules.image_text.label_texts import label_texts
 
 
 @pytest.mark.parametrize("templates", [PHOTO_TEMPLATES, RADIOGRAPH_TEMPLATES])
@@ -102,3 +104,24 @@ def test_bad_files(tmp_path, rows, words):
 def test_equal_names_are_pointed_out():
     with pytest.warns(UserWarning, match=r"cannot tell 1 groups of classes apart.*n02012849 crane, n03126707 Crane"):
         assert readable_names(["n02012849 crane", "n03126707 Crane", "cat"]) == ["crane", "Crane", "cat"]
+
+
+def test_labels_in_words_say_what_is_known_and_no_more():
+    nan, names = np.nan, ["edema", "effusion", "mass"]
+    labels = np.array([[1, 0, 1], [1, 1, 1], [0, 0, 0], [0, nan, 0], [nan, 0, nan], [0.5, nan, nan], [nan, nan, 1]])
+    found = label_texts(labels.astype(np.float32), names, complete=True)
+    assert found[:3] == ["edema and mass", "edema, effusion and mass", "no finding"]
+    assert found[3:] == ["no edema or mass", "no effusion", "something unknown", "mass"]
+    assert label_texts(labels[2:3], names, complete=False) == ["no edema, effusion or mass"]
+    assert label_texts(np.array([1, -1, 0]), names, complete=True) == ["effusion", "something unknown", "edema"]
+
+
+def test_a_file_of_names_serves_a_part_of_the_classes(tmp_path):
+    small = {"classes": 4, "num_train": 40, "num_test": 10, "captions": ["a {}."]}
+    every = Synthetic(**small).class_names
+    lines = "".join(f"{name},thing {number}\n" for number, name in enumerate(every))
+    (tmp_path / "names.csv").write_text("class,name\n" + lines)
+    part = Synthetic(**small, num_classes_kept=2, caption_names=str(tmp_path / "names.csv"))
+    assert part.readable_names == [f"thing {every.index(name)}" for name in part.class_names]
+    with pytest.raises(DataError, match=r"no file[\s\S]*data.init_args.caption_names"):
+        readable_names(every, tmp_path / "none.csv")

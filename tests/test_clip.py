@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 from lightning_modules.classification import Classification
 from lightning_modules.clip import CLIP, load_clip
@@ -40,6 +41,29 @@ def test_parts_of_a_batch_give_the_gradients_of_the_whole():
     for name, gradient in whole.items():
         assert gradient is not None, name
         assert float((parted[name] - gradient).abs().max()) <= 1e-8 * largest, name
+
+
+def test_parts_hold_the_activations_of_one_part_only():
+    def kept(images_at_once):
+        sizes = []
+        model, batch = tiny(images_at_once), {"image": images(16), "text": [*CAPTIONS, *CAPTIONS, *CAPTIONS[:4]]}
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            model.training_loss(model.normalise(batch["image"]), batch)
+        with_text = sum(sizes)
+        sizes.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            model.embed_texts(batch["text"])
+        return with_text, sum(sizes)
+
+    (whole, whole_text), (parts, parts_text) = kept(None), kept(4)
+    assert parts < 0.25 * whole
+    assert parts_text < 0.25 * whole_text
+
+
+def test_runs_can_be_selected_by_all_that_validation_gives():
+    ways = ("image_to_text", "text_to_image")
+    recalls = [f"validation/recall_at_{k}/{way}" for way in ways for k in (1, 5)]
+    assert tiny().metric_names("validation") == ["validation/loss", "validation/matched", *recalls]
 
 
 def test_the_temperature_cannot_overflow():
@@ -79,6 +103,7 @@ model:
     backbone: test_resnet
     weights: WEIGHTS
     head_init: text
+    frozen_depth: -1 # else one step would move the running statistics of the norms
     optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.0}}
 data:
   class_path: Synthetic
@@ -116,6 +141,7 @@ def test_the_command_line_trains_names_classes_and_transfers(run_cli, tmp_path):
     row = next(row for row in read(tmp_path / "transfer" / "head")["rows"] if row["metric"] == "accuracy")
     assert row["value"] == pytest.approx(rows["accuracy"]["value"])
     assert row["method"] == "clip"
+    Image.new("RGB", (20, 20)).save(tmp_path / "image.png")
     code, _, text = run_cli("predict", "--run", run, "--input", tmp_path)
     assert code == 2
     assert "names no classes" in text

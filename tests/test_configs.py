@@ -128,6 +128,7 @@ def test_pretraining_configs(config, data_root, run_cli, tmp_path):
     root = data_root(config.read_text())
     code, _, err = run_cli(
         *("fit", "--config", config, "--runs_dir", tmp_path / "runs", *root, *SMALL, "--trainer.max_epochs", "1"),
+        *("--data.init_args.num_images", "null"),
         *("--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"),
         *("--trainer.accelerator", "cpu", "--trainer.precision", "32", "--trainer.enable_progress_bar", "false"),
     )

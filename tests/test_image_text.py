@@ -1,9 +1,12 @@
 """Image–text shards: captions and images by row, splits and groups, subsets, scores, and streams of workers."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from datamodules import LAION400M, WIT, YFCC15M, ImageTextShards, shards
 from datamodules.errors import DataError
@@ -199,3 +202,31 @@ def test_releases_keep_their_names(tmp_path):
         assert release(root=str(root), **SMALL).name == name
     assert YFCC15M(root=str(root), dataset_name="mine").name == "mine"
     assert ImageTextShards(root=str(root)).name == "somewhere"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_second_view_changes_nothing_else(tmp_path, workers):
+    image_text.create(tmp_path / "set", shard_count=1)
+    one, two = (
+        list(ImageTextShards(root=str(tmp_path / "set"), transform="simclr", **SMALL, **more).train_dataloader())
+        for more in ({}, {"augmented_views": 2, "num_workers": workers})
+    )
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a["image"], b["image"])
+        assert (a["text"], a["index"].tolist()) == (b["text"], b["index"].tolist())
+        assert not (b["image"] == b["view2"]).all(dim=(1, 2, 3)).any()
+
+
+def test_two_equal_views_are_an_error(tmp_path):
+    image_text.create(tmp_path / "set", shard_count=1, count=20)
+    data = ImageTextShards(root=str(tmp_path / "set"), transform="resize_center", augmented_views=2, **SMALL)
+    with pytest.raises(DataError, match=r"both views of an image would be equal[\s\S]*simclr"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize("name", ["yfcc15m", "laion400m", "cc3m", "cc12m", "redcaps", "wit", "shutterstock"])
+def test_a_source_leaves_the_augmentation_to_the_method(name):
+    """`--config configs/data/NAME.yaml` after SimCLR's configuration must not replace its views."""
+    path = Path(__file__).parents[1] / "configs" / "data" / f"{name}.yaml"
+    settings = yaml.safe_load(path.read_text())["data"]["init_args"]
+    assert not {"transform", "augmented_views", "num_images"} & set(settings)

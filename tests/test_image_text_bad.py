@@ -272,3 +272,12 @@ def test_texts_of_any_type_agree_with_python():
         assert pairs.clean(other).problem.tolist() == [pairs.NO_TEXT] * 2
     words = pa.array(["a", None, "b"]).dictionary_encode()
     assert pairs.clean(words).text.to_pylist() == ["a", "", "b"]
+
+
+def test_captions_that_nobody_can_see_are_empty():
+    from datamodules.image_text.pairs import EMPTY, FINE, clean
+
+    given = [b"a cat", "\u200b".encode(), b"\x07", b"a\x00b", b" \t", "\u65e5".encode(), "\U0001f600".encode()]
+    found = clean(pa.array(given, pa.binary()))
+    assert found.problem.tolist() == [FINE, EMPTY, EMPTY, FINE, EMPTY, FINE, FINE]
+    assert found.text.to_pylist()[3] == "a b"

@@ -157,6 +157,17 @@ def test_probes_come_every_so_many_steps_and_at_the_end(tmp_path):
     assert len((tmp_path / "accumulated/metrics.jsonl").read_text().splitlines()) < 8
 
 
+def test_a_resumed_run_repeats_no_probe(tmp_path):
+    first, second = OnlineProbes(every=2), OnlineProbes(every=2)
+    first._probed = 2
+    second.load_state_dict(first.state_dict())
+    asked = []
+    second._probe = lambda trainer, task: asked.append(trainer.global_step) or {}
+    for step in (2, 3, 4):  # the first batch of a step whose gradients accumulate finds the step as it was
+        second.on_train_batch_end(SimpleNamespace(global_step=step), TinyTask(), None, None, 0)
+    assert asked == [4]
+
+
 def test_other_data_are_opened_without_touching_the_run(tmp_path):
     own, other = FakeData(), FakeData(unknown=9)
     train(tmp_path, [OnlineProbes(other, every=100, max_images=30)], own)

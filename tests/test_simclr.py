@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_modules.backbones.checkpoints import load_weights
 from lightning_modules.backbones.factory import create_backbone
+from lightning_modules.classification import Classification
 from lightning_modules.errors import ModelError
 from lightning_modules.global_norm import GlobalBatchNorm1d
 from lightning_modules.simclr import SimCLR
@@ -75,6 +76,22 @@ def test_the_second_pass_over_a_part_does_not_move_running_statistics():
     assert norm.momentum == 0.1
 
 
+def test_no_part_is_left_with_a_single_image():
+    model, (first, second) = (
+        SimCLR(backbone="resnet18", projection=[8, 4], images_at_once=3),
+        views(2),
+    )  # the last maps have one pixel
+    gradients(model, {"image": first, "view2": second})
+    assert int(model.backbone.bn1.num_batches_tracked) == 2
+
+
+def test_parts_go_with_batch_norm_over_devices():
+    first, second = views(4)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(tiny(4))
+    gradients(model, {"image": first, "view2": second})
+    assert int(model.backbone.bn1.num_batches_tracked) == 2
+
+
 def test_parts_hold_the_activations_of_one_part_only():
     def kept(images_at_once):
         sizes = []
@@ -97,6 +114,7 @@ def test_parts_hold_the_activations_of_one_part_only():
     ("arguments", "match"),
     [
         ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": float("inf")}, "temperature is inf"),
         ({"projection": []}, r"projection is \[\]"),
         ({"projection": [8, 0]}, "projection is"),
         ({"images_at_once": 0}, "images_at_once is 0"),
@@ -202,3 +220,8 @@ def test_the_command_line_trains_and_weights_load_without_conversion(run_cli, tm
     code, _, text = run_cli("test", "--run", run)
     assert code == 2
     assert "no outputs to test" in text
+
+
+def test_data_without_classes_has_nothing_to_classify():
+    with pytest.raises(ModelError, match="the data has no classes"):
+        Classification("test_resnet", 0, "multiclass")

@@ -1,9 +1,14 @@
-"""Zero-shot evaluation checks the order of the names."""
+"""Zero-shot evaluation checks the order of the names, and says why where it cannot evaluate."""
 
 import numpy as np
 import pytest
+import torch
 
-from studies.zero_shot import check_names
+from datamodules.synthetic import Synthetic
+from lightning_modules.clip import CLIP
+from lightning_modules.errors import ModelError
+from lightning_modules.text.transformer import SmallText
+from studies.zero_shot import check_names, evaluate_zero_shot
 
 NAMES = ["cat", "dog", "boat", "car"]
 
@@ -22,7 +27,7 @@ def test_right_names_say_nothing():
     check = check_names(*labels_and([0, 1, 2, 3]), NAMES)
     assert check.words() == ""
     assert check.mean_recall == pytest.approx(0.85, abs=0.05)
-    assert check.matched_recall == pytest.approx(check.mean_recall)
+    assert check.chance == pytest.approx(0.25)
     assert not check.swapped
 
 
@@ -36,6 +41,8 @@ def test_names_in_another_order_are_found():
 def test_two_swapped_names_among_four_are_named():
     check = check_names(*labels_and([0, 1, 3, 2]), NAMES)
     assert check.swapped == (("boat", "car"), ("car", "boat"))
+    assert check.suspicious
+    assert "2 classes fit other names" in check.words()
 
 
 def test_guessing_is_called_chance():
@@ -57,3 +64,60 @@ def test_classes_without_images_do_not_count():
     check = check_names(labels, labels, NAMES)
     assert check.mean_recall == 1.0
     assert not check.words()
+
+
+def test_few_images_a_class_do_not_accuse_the_names():
+    """The naming that fits an image or two a class best fits them far better than the true one, whatever the names."""
+    generator = np.random.default_rng(0)
+    names = [f"n{number}" for number in range(50)]
+    accused = 0
+    for images in (1, 2, 4):
+        labels = np.repeat(np.arange(50), images)
+        for _ in range(10):
+            check = check_names(labels, generator.integers(50, size=len(labels)), names)
+            accused += check.suspicious
+            assert check.at_chance
+    assert accused == 0
+
+
+def test_eight_images_in_another_order_are_enough():
+    labels = np.repeat(np.arange(4), 2)
+    assert check_names(labels, (labels + 1) % 4, NAMES).suspicious
+
+
+def test_one_image_proves_nothing():
+    check = check_names(np.array([0]), np.array([0]), NAMES)
+    assert check.at_chance
+    assert "the images are few" in check.words()
+
+
+def test_always_the_name_of_the_only_class_there_is_chance():
+    check = check_names(np.zeros(50, dtype=np.int64), np.zeros(50, dtype=np.int64), NAMES)
+    assert check.at_chance
+
+
+def test_unknown_classes_are_passed_over():
+    labels = np.array([-1] * 50 + [0] * 50 + [3] * 50)
+    check = check_names(labels, np.abs(labels), NAMES)
+    assert check.mean_recall == 1.0
+    assert check.words() == ""
+
+
+def tower(backbone):
+    torch.manual_seed(0)
+    return CLIP(backbone=backbone, text=SmallText(vocabulary=64, context=8, width=16, layers=1, heads=2), embedding=8)
+
+
+def test_labels_get_only_numbers_that_need_no_threshold():
+    data = Synthetic(task="multilabel", classes=3, num_train=20, num_test=20, captions=["{}"])
+    result = evaluate_zero_shot(tower("test_resnet"), data, "test", torch.device("cpu"))
+    assert {value.name for value in result.metrics} == {
+        *("auroc", "average_precision", "mean_auroc", "mean_average_precision")
+    }
+
+
+def test_a_size_that_the_net_cannot_take():
+    data = Synthetic(classes=3, num_train=20, num_test=6, image_size=40, captions=["{}"])  # patches of 16 pixels
+    with pytest.raises(ModelError, match="cannot take images of 40 pixels") as error:
+        evaluate_zero_shot(tower("test_vit"), data, "test", torch.device("cpu"))
+    assert "image_size" in str(error.value)

@@ -90,6 +90,11 @@ class ChestXrayMixture(BaseDataModule):
         named = [f"{source.name}: {policy}" for source, (_, policy) in zip(self.sources, assigned, strict=True)]
         return self._merged(tables), next(iter(policies)) if len(policies) == 1 else "; ".join(named)
 
+    @property
+    def all_labels_used(self) -> bool:
+        """Not where only the labels that all sources share are left."""
+        return super().all_labels_used and self.merge == "union"
+
     def _merged(self, tables: Sequence[Table]) -> Table:
         return concatenate([self._part(source, table) for source, table in zip(self.sources, tables, strict=True)])
 

@@ -77,7 +77,7 @@ def draw_one(seeds: Sequence[int], counts: np.ndarray, purpose: str) -> np.ndarr
     return np.asarray((words % np.maximum(counts, 1).astype(np.uint64)).astype(np.int64))
 
 
-def readable_names(class_names: Sequence[str], file: Path | None = None) -> list[str]:
+def readable_names(class_names: Sequence[str], file: Path | None = None, further: Sequence[str] = ()) -> list[str]:
     """What captions call the classes, in their order.
 
     Without a file, underscores become blanks and a WordNet id before a name goes: "n01440764 tench" is "tench".
@@ -85,12 +85,13 @@ def readable_names(class_names: Sequence[str], file: Path | None = None) -> list
     Args:
         class_names: Names as the data set has them.
         file: CSV or Parquet file with columns class (as the data set names it) and name (as captions call it).
+        further: Classes that the file may name, too: those that the run does not use.
 
     Raises:
         DataError: A class name is a bare number or a WordNet id and there is no file; or the file lacks a class, names
             an unknown one or one twice, or has a blank name.
     """
-    names = _from_names(class_names) if file is None else _from_file(class_names, file)
+    names = _from_names(class_names) if file is None else _from_file(class_names, file, further)
     same = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
     if same:
         examples = shorten([own for own, name in zip(class_names, names, strict=True) if name.casefold() == same[0]])
@@ -115,12 +116,18 @@ def _from_names(class_names: Sequence[str]) -> list[str]:
     return names
 
 
-def _from_file(class_names: Sequence[str], file: Path) -> list[str]:
+def _from_file(class_names: Sequence[str], file: Path, further: Sequence[str]) -> list[str]:
+    if not file.is_file():
+        raise DataError(
+            f"no file {file}",
+            where="data.init_args.caption_names",
+            valid="a CSV or Parquet file with columns class and name",
+        )
     frame = readers.read_frame(file, ["class", "name"])
     classes, names = readers.text_column(frame["class"]), readers.text_column(frame["name"])
     reject_rows(names == "", classes, "no caption name for class", file)
     reject_rows(classes.duplicated(), classes, "a class listed twice:", file)
-    unknown = np.flatnonzero(~classes.isin(list(class_names)).to_numpy())
+    unknown = np.flatnonzero(~classes.isin([*class_names, *further]).to_numpy())
     if len(unknown):
         value = str(classes.iloc[unknown[0]])
         near = closest(value, class_names)

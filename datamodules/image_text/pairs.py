@@ -103,8 +103,9 @@ def clean(raw: Any, problem: np.ndarray | None = None) -> Captions:
         bad = pa.array([not _decodes(value) for value in raw.to_pylist()])
         _mark(problem, NOT_UTF8, bad)
         text = pc.if_else(bad, nothing, raw).cast(pa.large_string())
-    text = pc.utf8_trim_whitespace(text)
-    _mark(problem, EMPTY, pc.equal(pc.binary_length(text), 0))
+    text = pc.utf8_trim_whitespace(pc.replace_substring(text, "\x00", " "))
+    # Control and invisible characters alone say nothing either, and no text tower takes them.
+    _mark(problem, EMPTY, pc.invert(pc.match_substring_regex(text, r"[^\p{C}\p{Z}\s]")))
     return Captions(text, problem)
 
 

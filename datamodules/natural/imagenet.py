@@ -152,6 +152,10 @@ class ImageNet(BaseDataModule):
         )
 
 
+TABLES = ("imagenet-1k", "imagenet-21k-goog")
+"""timm's tables of WordNet names, the later one counts."""
+
+
 @cache
 def synsets_1k() -> list[str]:
     """The 1,000 WordNet ids, ascending; from timm's tables."""
@@ -164,7 +168,9 @@ def synset_names(synsets: Sequence[str]) -> list[str]:
     """Class names: the WordNet id and its first lemma ("n01440764 tench"); the id alone where timm does not know it."""
     from timm.data import ImageNetInfo
 
-    lemmas = ImageNetInfo("imagenet-21k-goog").label_descriptions(detailed=False, as_dict=True)
+    # The large table lacks one of the 1,000 (teddy); where both know a synset, its name stays what it was.
+    tables = (ImageNetInfo(name).label_descriptions(detailed=False, as_dict=True) for name in TABLES)
+    lemmas = {synset: words for table in tables for synset, words in table.items()}
     return [f"{synset} {lemmas.get(synset, '').split(',')[0]}".rstrip() for synset in synsets]
 
 

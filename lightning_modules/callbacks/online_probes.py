@@ -93,6 +93,14 @@ class OnlineProbes(Callback):
             )
         return np.sort(np.random.default_rng(0).permutation(rows)[:most])
 
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last probe: a resumed run does not repeat it."""
+        return {"probed": self._probed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it over."""
+        self._probed = state_dict["probed"]
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -16,8 +16,10 @@ from lightning_modules.errors import ModelError
 _PACKAGE = "lightning_modules.text"
 # A module of this package and a class in it, so that a checkpoint can name no foreign code.
 _CLASS_PATH = re.compile(rf"({re.escape(_PACKAGE)}\.[a-z]\w*)\.([A-Z]\w*)")
-# Unicode's control characters but tab and line ends, and the halves of surrogate pairs that UTF-8 cannot hold.
-_FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+# NUL, which texts in UTF-16 are full of, and the halves of surrogate pairs, which UTF-8 cannot hold.
+_FORBIDDEN = re.compile(r"[\x00\ud800-\udfff]")
+# All other control characters: captions from the web have many, such as U+0092 for the apostrophe of Windows-1252.
+_CONTROL = re.compile(r"[\x01-\x1f\x7f-\x9f]")
 _SHOWN = 60
 
 
@@ -58,7 +60,7 @@ class TextTower(nn.Module, ABC):
         A caption that is longer than the context loses its end; the end token stays.
 
         Raises:
-            ModelError: A caption is empty, no string, or holds a control character; see `read_captions`.
+            ModelError: A caption is empty, no string, or damaged; see `read_captions`.
         """
         return self.tokenize_counted(captions)[0]
 
@@ -66,7 +68,7 @@ class TextTower(nn.Module, ABC):
         """Return what `tokenize` does, and how many captions were longer than the context and lost their end.
 
         Raises:
-            ModelError: A caption is empty, no string, or holds a control character; see `read_captions`.
+            ModelError: A caption is empty, no string, or damaged; see `read_captions`.
         """
         return self.encode(read_captions(captions))
 
@@ -79,11 +81,11 @@ def read_captions(captions: Sequence[str]) -> list[str]:
     """Check captions and return them in Unicode's form NFKC, without white space around them.
 
     NFKC makes one spelling of what looks alike: ligatures, full-width letters, accents of one or two code points.
-    Tabs and line ends count as white space. Case stays, because published tokenizers differ in it.
+    Control characters, tabs and line ends too, are blanks. Case stays, because published tokenizers differ in it.
 
     Raises:
-        ModelError: A value is no string; or nothing of it can be seen; or it holds a control character or half a
-            surrogate pair. The message has the position and the first 60 characters.
+        ModelError: A value is no string; or nothing of it can be seen; or it holds NUL or half a surrogate pair. The
+            message has the position and the first 60 characters.
     """
     if isinstance(captions, str):
         raise ModelError(f"captions are one string, {_show(captions)}", valid="a list of strings, one a caption")
@@ -101,10 +103,10 @@ def _read_caption(position: int, caption: object) -> str:
     if found := _FORBIDDEN.search(text):
         raise ModelError(
             f"caption {position} holds U+{ord(found[0]):04X}, which belongs in no text: {_show(caption)}",
-            valid="characters that can be seen, spaces, tabs and line ends",
+            valid="characters of Unicode but U+0000 and U+D800 to U+DFFF",
             hint="the file is damaged, or was read in another encoding than UTF-8",
         )
-    text = text.strip()
+    text = _CONTROL.sub(" ", text).strip()
     if not any(map(str.isprintable, text)):
         raise ModelError(
             f"caption {position} is empty: {_show(caption)}", hint="drop the rows without a caption from the data set"

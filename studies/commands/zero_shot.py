@@ -18,48 +18,53 @@ def run(words: Sequence[str]) -> None:
     """Evaluate, check the names, print and write the numbers.
 
     Raises:
-        DataError: The run is not one of CLIP, or data and options cannot be used (exit code 2).
+        DataError: The run is not one of CLIP or has not finished, or data and options cannot be used (exit code 2).
+        ModelError: Its checkpoint is damaged, or the net cannot take the images.
     """
     words, settings = split_data_words(words[1:])
     options = _parser().parse_args(words)
     # Only now: --help and mistakes in the options need none of the heavy packages.
-    import torch
-
     from lightning_modules.backbones.checkpoints import weights_hash
     from lightning_modules.clip import load_clip
     from studies import guard, outcome
     from studies.direct import preprocessing_words
+    from studies.features import choose_device
     from studies.runs import RunError, RunFolder, hash_of
     from studies.zero_shot import check_names, evaluate_zero_shot
 
+    device = choose_device(options.device)
     folder = RunFolder(options.run)
-    clip = load_clip(folder.selected_checkpoint())
-    data = _data(options.data, [*preprocessing_words(folder), *settings], options.templates)
+    folder.read_config()
+    checkpoint, weights = folder.selected_checkpoint(), weights_hash(str(options.run))  # the latter finds damage
+    clip, preprocessing = load_clip(checkpoint), preprocessing_words(folder)
+    data = _data(options.data, [*preprocessing, *settings], options.templates)
     if not len(data.rows(options.split)):
         raise RunError(f"{data.name} has no {options.split} images", where="--split")
     found = guard.guard(str(options.run), data)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     result = evaluate_zero_shot(clip, data, options.split, device)
     display.show_metrics(options.split, result.metrics, len(result.index))
     display.say(f"guard: {found}")
-    words_of_check = ""
+    judged = "not checked: labels may occur together"
     if data.task == "multiclass":
-        words_of_check = check_names(result.labels, result.logits.argmax(axis=1), data.class_names).words()
-        if words_of_check:
-            display.say(f"warning: {words_of_check}")
+        warning = check_names(result.labels, result.logits.argmax(axis=1), data.class_names).words()
+        judged = warning or "no sign of wrong names"
+        if warning:
+            display.say(f"warning: {warning}")
+    table = data.read_table()
     kept = {
         "data": data.name,
         "split": options.split,
         "texts": data.class_texts,
         "image_size": data.image_size,
         "transform": data.transform,
-        "rows": len(result.index),
+        # Which images and which labels: a fold has as many as the next one.
+        "images": hash_of({"paths": table.paths[result.index].tolist(), "labels": result.labels.tolist()}),
     }
     place = RunFolder(options.run / HERE / f"{data.name}-{hash_of(kept)[:6]}")
     place.path.mkdir(parents=True, exist_ok=True)
     name = f"{options.run.name}/{HERE}/{place.path.name}"
     columns = {
-        **outcome.describe_untrained(folder, data, result.index, HERE, found, weights_hash(str(options.run))),
+        **outcome.describe_untrained(folder, data, result.index, HERE, found, weights),
         **{"cell": name, "run": name, "config_hash": hash_of(kept)},
     }
     outcome.write_predictions(place, options.split, result, data)
@@ -67,7 +72,7 @@ def run(words: Sequence[str]) -> None:
         state="finished",
         run=columns,
         texts=dict(zip(data.class_names, data.class_texts or [], strict=True)),
-        names_check=words_of_check or "names fit",
+        names_check=judged,
         rows=outcome.result_rows(result, columns) if options.split == "test" else [],
         **{options.split: outcome.metric_table(result.metrics)},
     )

@@ -50,7 +50,7 @@ def claims(material: Material) -> Section | None:
     files = [path.name for path in write_table(frame, material.folder / "headline", "Headline numbers.")]
     caption = (
         "Percent with 95 % intervals over what the column “interval covers” says; differences in points on equal seeds "
-        "and patients, p corrected over this table. Patients count here as well as runs, so p may differ from the pairs "
+        "and patients, p corrected over this table. Patients count here as well as runs, so p may differ from pairs "
         "below, which compare runs alone. “These weights only”: there was one pre-training, so the interval "
         "holds for its weights. Of several protocols the one with the most runs is shown."
     )
