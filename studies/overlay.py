@@ -71,7 +71,7 @@ def entezari2023_rows() -> pd.DataFrame:
         source=rows["source"].where(labelled, method + "_" + rows["source"].str.lower()),
         study="entezari2023",
         method=method.mask(scratch),
-        protocol=protocol.mask(scratch, "scratch"),
+        protocol=protocol,
         metric="accuracy",
         value=rows["acc"] / 100,
         selection="best test/accuracy",
@@ -200,7 +200,10 @@ def _rules(pairs: pd.DataFrame) -> Iterator[tuple[pd.Series, str | pd.Series]]:
     yield pairs["n"] == 1, "one seed of ours"
     yield pairs["published_n"] == 1, "one published seed"
     other = "our protocol is " + pairs["protocol"] + ", theirs " + pairs["published_protocol"]
-    yield pairs["protocol"].ne(pairs["published_protocol"]), other
+    same = pairs["protocol"].eq(pairs["published_protocol"])
+    # A single run from scratch says so where a study names the recipe.
+    same |= pairs["source"].eq("scratch") & pairs["protocol"].isin(["scratch", "finetune"])
+    yield ~same, other
     yield pairs["method"].isna() & pairs["source"].ne("scratch"), "our source's method is unknown"
     yield pairs["dials"].notna(), "our target is changed: " + pairs["dials"]
     yield pairs["source_dials"].notna(), "our source is changed: " + pairs["source_dials"]

@@ -78,7 +78,7 @@ def collect(study_dir: Path | str) -> pd.DataFrame:
 
 def _summaries(root: Path) -> Iterator[tuple[str, int, int]]:
     """Every summary file with its time of change and size; hidden folders hold runs that were replaced."""
-    for pattern in ("*/summary.json", "*/direct/*/summary.json"):
+    for pattern in ("*/summary.json", "*/direct/*/summary.json", "*/zero_shot/*/summary.json"):
         for path in sorted(root.glob(pattern)):
             name = path.relative_to(root).as_posix()
             if not name.startswith("."):

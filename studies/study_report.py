@@ -9,6 +9,7 @@ from datamodules.atomic import write_text
 from studies.jobs import lost_cells
 from studies.page import Details, FigureBlock, Page, Section, render_page
 from studies.report import make_tables, write_report
+from studies.results import ResultsError
 from studies.runner import folder_of
 from studies.sections.answer import answer
 from studies.sections.beside_published import beside_published
@@ -91,13 +92,19 @@ def read_material(study: Study, runs_dir: Path) -> Material:
     """
     known = {cell.name for cell in study.cells}
     frame = collect(runs_dir / study.name)
-    # Results of a cell on other data, protocol direct, are named after it: CELL/direct/...
+    # Results of a cell on other data, protocols direct and zero_shot, are named after it: CELL/direct/...
     frame = frame[frame["cell"].str.partition("/")[0].isin(known)].reset_index(drop=True)
     failures = [{"cell": failure.cell, "reason": failure.reason} for failure in lost_cells(study, runs_dir)]
     unfinished = sum(not folder_of(study, cell, runs_dir).finished() for cell in study.cells) - len(failures)
     if unfinished:
         failures.append({"cell": f"{unfinished} cells", "reason": "not run yet"})
     transfers = frame[frame["protocol"] != "pretrain"].reset_index(drop=True)
+    if transfers.empty:
+        raise ResultsError(
+            f"no transfer of {study.name} has a result yet",
+            where=str(runs_dir / study.name),
+            hint=f"python cli.py study status {study.path} says what has failed or waits",
+        )
     folder = runs_dir / study.name / "report"
     tables = make_tables(transfers, headline_metrics(transfers) | study.metrics, BASELINE)
     return Material(study, runs_dir, folder, frame, transfers, tables, BASELINE, failures)

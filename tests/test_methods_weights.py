@@ -13,7 +13,7 @@ HEAD = "trainer: {accelerator: cpu, devices: 1, enable_progress_bar: false, max_
 TEXT = "{class_path: SmallText, init_args: {vocabulary: 64, context: 8, width: 16, layers: 1, heads: 2}}"
 CONFIGS = {
     "simclr": "model: {class_path: SimCLR, init_args: {backbone: test_resnet, projection: [16, 8]}}\n"
-    "data: " + FOLDER % (SYNTHETIC, "augmented_views: 2"),
+    "data: " + FOLDER % (SYNTHETIC, "augmented_views: 2, transform: inception_crop"),
     "clip": "model: {class_path: CLIP, init_args: {backbone: test_resnet, embedding: 8, text: " + TEXT + "}}\n"
     "data: " + FOLDER % (SYNTHETIC, 'captions: ["a {}."]'),
 }
