@@ -21,7 +21,7 @@ GOES_WITH = {
 """What changes with a compared column, and so need not be equal."""
 
 
-def compare(frame: pd.DataFrame, by: str | Sequence[str] = "source") -> pd.DataFrame:
+def compare(frame: pd.DataFrame, by: str | Sequence[str] = "source", baseline: str | None = None) -> pd.DataFrame:
     """Paired differences of all pairs of contestants within each setting.
 
     A setting is a value of all columns of `MATCHED` that are neither compared nor go with what is. Runs are paired on
@@ -32,6 +32,8 @@ def compare(frame: pd.DataFrame, by: str | Sequence[str] = "source") -> pd.DataF
     Args:
         frame: Result rows. Holm's correction is over all rows that come out: give it the metric of the claim alone.
         by: The column that names the contestants, or several whose combinations do.
+        baseline: A contestant of `by` that all others are held against: whether they help is one question and which of
+            them helps most another, so p is corrected over the pairs with it, and over the others, each by themselves.
 
     Returns:
         One row a pair of contestants and setting, in the settings' order of appearance: the setting's columns, those of
@@ -71,7 +73,12 @@ def compare(frame: pd.DataFrame, by: str | Sequence[str] = "source") -> pd.DataF
     p = paired_p(freedom + 1, table["difference"].to_numpy(), table["se"].to_numpy() * np.sqrt(freedom + 1))
     facts = {name: rows[name].iloc[first["row"]].to_numpy() for name in (*setting, *names)}
     reference = {f"{name}_reference": rows[name].iloc[first["row_reference"]].to_numpy() for name in names}
-    described = table.assign(p=p, p_holm=holm(p), unit=_units(table, groups["fold"].nunique()))
+    sides = (facts[names[0]], reference[f"{names[0]}_reference"])
+    asked = np.any([[baseline is not None and name == baseline for name in side] for side in sides], axis=0)
+    corrected = np.full(len(p), np.nan)
+    for family in (asked, ~asked):
+        corrected[family] = holm(p[family])
+    described = table.assign(p=p, p_holm=corrected, unit=_units(table, groups["fold"].nunique()))
     described = described.assign(
         mean=groups["value"].mean(), mean_reference=groups["value_reference"].mean(), verdict=_verdicts(described)
     )

@@ -148,3 +148,14 @@ def test_100_000_rows_take_seconds():
     assert time.process_time() - start < 4  # 1.3 s on an idle core
     assert len(table) == 45 * 80
     assert (table["verdict"] == "not distinguishable").mean() > 0.999
+
+
+def test_comparisons_with_the_baseline_are_corrected_by_themselves():
+    values = {"a": [0.5, 0.6, 0.7], "b": [0.52, 0.61, 0.75], "c": [0.4, 0.55, 0.6], "scratch": [0.3, 0.35, 0.5]}
+    frame = rows_to_frame([row for name, numbers in values.items() for row in rows_of(numbers, name)])
+    table = compare(frame, "source", "scratch")
+    asked = (table["source"] == "scratch") | (table["source_reference"] == "scratch")
+    assert (int(asked.sum()), int((~asked).sum())) == (3, 3)
+    for family in (asked, ~asked):
+        assert table.loc[family, "p_holm"].tolist() == pytest.approx(holm(table.loc[family, "p"].to_numpy()).tolist())
+    assert compare(frame)["p_holm"].tolist() == pytest.approx(holm(table["p"].to_numpy()).tolist())

@@ -69,13 +69,13 @@ class Material:
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:
-        """All pairs of sources, p corrected over all of them (see `studies.comparisons.compare`).
+        """All pairs of sources, p corrected over those with the baseline and over the others (`comparisons.compare`).
 
         The baseline is always the reference. A further column, "given", is the budget's name; within a target and
         protocol the smallest budget is first.
         """
         rows = self.rows.drop(columns=["given", "family"])
-        table = compare(rows, "source") if rows["source"].nunique() > 1 else pd.DataFrame()
+        table = compare(rows, "source", self.baseline) if rows["source"].nunique() > 1 else pd.DataFrame()
         if table.empty:
             return table
         order = self.rows["given"].cat.categories

@@ -77,7 +77,7 @@ def _map(material: Material, rows: pd.DataFrame, given: str, words: str, limit: 
     _, svg, *_ = figures.save(figure, stem)
     caption = (
         f"Gain over {material.baseline}{where}, in points: sources by targets. n.d.: not distinguishable, by p "
-        "corrected for all tests of the table below. Hatched: not run."
+        f"corrected for all comparisons with {material.baseline} in the table below. Hatched: not run."
     )
     cells = [f"{row['source']} to {row['target']} {points(row['difference'], sign=True)}" for row in records(rows)]
     alt = f"Heat map of gains over {material.baseline}{where}, in points: {', '.join(cells[:12])}"
@@ -108,10 +108,14 @@ def _pairs(material: Material) -> list[Block]:
         }
     )
     files = write_table(shown, material.folder / "comparisons", "All pairs of sources on equal seeds.")
-    tests = int(table["p_holm"].notna().sum())
+    tested = table["p_holm"].notna()
+    asked = int((tested & table["source_reference"].eq(material.baseline)).sum())
+    others = int(tested.sum()) - asked
+    families = f"the {asked} tests against {material.baseline}" if asked else ""
+    among = f"the {others} tests among sources" if others else ""
     caption = (
-        f"Source minus reference, in points, on equal seeds with 95 % intervals; the verdict goes by p, corrected for "
-        f"all {tests} tests of this table (Holm), the intervals are not corrected. They are for other seeds on the "
-        "same test set."
+        "Source minus reference, in points, on equal seeds with 95 % intervals; the verdict goes by p, corrected "
+        f"(Holm) over {' and, apart from them, over '.join(filter(None, [families, among]))}; the intervals are not "
+        "corrected. They are for other seeds on the same test set."
     )
     return [TableBlock(shown, caption, files=[path.name for path in files])]
