@@ -11,6 +11,7 @@ counted, whose optimizer has its state. CLIP's captions are as long as the built
 import argparse
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_modules.clip import CLIP
 from lightning_modules.pairs import PairTask
 from lightning_modules.simclr import SimCLR
+from lightning_modules.text.tower import TextTower
 
 USABLE = 0.9
 """Share of a GPU's memory that tensors can fill."""
@@ -56,23 +58,41 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self.known.pop(key)
 
 
-class FullText(torch.nn.Module):
-    """Puts the tokens of captions that fill the context into a tower, which cannot look at tokens without content."""
+class FullText(TextTower):
+    """The built-in tower's layers on captions that fill the context; tokens without content cannot be looked at.
 
-    def __init__(self, tower: Any) -> None:
-        super().__init__()
-        self.tower, self.width, self.context = tower, tower.width, tower.context
+    Not `SmallText` itself: torch copies a transformer's layers deeply, which tensors without content do not survive.
+    """
 
-    def tokenize_counted(self, captions: list[str]) -> tuple[Tensor, int]:
+    def __init__(self, vocabulary: int = 16384, context: int = 64, width: int = 256, layers: int = 4) -> None:
+        super().__init__(width, context)
+        self.tokens = torch.nn.Embedding(vocabulary, width)
+        self.positions = torch.nn.Parameter(torch.zeros(context, width))
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(layers)
+        )
+        self.norm = torch.nn.LayerNorm(width)
+
+    def encode(self, captions: list[str]) -> tuple[Tensor, int]:
         """As many rows as captions."""
         return torch.ones(len(captions), self.context, dtype=torch.int64), 0
 
+    def tokenize_counted(self, captions: Sequence[str]) -> tuple[Tensor, int]:
+        """Without a look at the captions, which are empty here."""
+        return self.encode(list(captions))
+
+    def arguments(self) -> dict[str, Any]:
+        """None: no checkpoint is written."""
+        return {}
+
     def forward(self, tokens: Tensor) -> Tensor:
-        """The tower's own layers, at the last token."""
-        tower = self.tower
-        states = tower.token_embedding(tokens) + tower.position_embedding
+        """The features of the last token."""
+        states = self.tokens(tokens) + self.positions
         mask = torch.nn.Transformer.generate_square_subsequent_mask(self.context)
-        features: Tensor = tower.norm(tower.blocks(states, mask=mask, is_causal=True)[:, -1])
+        for block in self.blocks:
+            states = block(states, src_mask=mask, is_causal=True)
+        features: Tensor = self.norm(states[:, -1])
         return features
 
 
@@ -80,9 +100,7 @@ def build(method: str, architecture: str, images_at_once: int | None) -> PairTas
     """The task in paper B's form."""
     if method == "SimCLR":
         return SimCLR(backbone=architecture, images_at_once=images_at_once)
-    task = CLIP(backbone=architecture, images_at_once=images_at_once)
-    task.text = FullText(task.text)  # type: ignore[assignment]
-    return task
+    return CLIP(text=FullText(), backbone=architecture, images_at_once=images_at_once)
 
 
 def peak(task: PairTask, batch: int, side: int, half: bool) -> int:
