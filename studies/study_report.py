@@ -94,7 +94,7 @@ def read_material(study: Study, runs_dir: Path) -> Material:
     known = {cell.name for cell in study.cells}
     frame = collect(runs_dir / study.name)
     # Results of a cell on other data, protocols direct and zero_shot, are named after it: CELL/direct/...
-    frame = frame[frame["cell"].str.partition("/")[0].isin(known)].reset_index(drop=True)
+    frame = frame[frame["cell"].str.split("/").str[0].isin(known)].reset_index(drop=True)
     failures = [{"cell": failure.cell, "reason": failure.reason} for failure in lost_cells(study, runs_dir)]
     unfinished = sum(not folder_of(study, cell, runs_dir).finished() for cell in study.cells) - len(failures)
     if unfinished:

@@ -210,8 +210,12 @@ def test_a_mistake_in_a_cell_is_the_reason_of_its_failure(write, run_cli, tmp_pa
     changes = {"targets": {"far": {"data": {"init_args": {"btch_size": 3}}}}}
     path, runs = write(**changes), tmp_path / "runs"
     code, _, err = run_cli("study", "run", path, "--runs_dir", runs)
-    assert code == 1  # only the pre-training cell is fine, so there is nothing to report
-    assert "8 of 9 cells failed" in err
+    assert code == 2  # at once: a transfer would find out when its pre-training is done
+    assert "did you mean batch_size" in err
+    assert not (runs / "tiny").exists()
+    code, _, err = run_cli("study", "run", path, "--runs_dir", runs, "--only", "source=scratch", "target=far")
+    assert code == 1  # what needs no other cell is tried
+    assert "of 9 cells failed" in err
     assert "btch_size" in err
     _, out, _ = run_cli("study", "status", path, "--runs_dir", runs)
     assert "did you mean batch_size" in out
