@@ -60,12 +60,13 @@ def test_killed_at_random_points(tmp_path, raw):
         with pytest.raises(DataError, match=r"not finished|no settings"):
             PreparedImages(out)
     assert kills
-    make(data, out, raw=raw, **FEW)
-    assert contents(out) == contents(tmp_path / "whole")
+    # Workers notice within moments that their parent is gone, and hold the folder until then.
     deadline = time.monotonic() + 5
     while processes_below(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not processes_below(tmp_path), "workers outlived their parent"
+    make(data, out, raw=raw, **FEW)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 class Killed(BaseException):
