@@ -74,16 +74,21 @@ def compare(frame: pd.DataFrame, by: str | Sequence[str] = "source", baseline: s
     facts = {name: rows[name].iloc[first["row"]].to_numpy() for name in (*setting, *names)}
     reference = {f"{name}_reference": rows[name].iloc[first["row_reference"]].to_numpy() for name in names}
     sides = (facts[names[0]], reference[f"{names[0]}_reference"])
-    asked = np.any([[baseline is not None and name == baseline for name in side] for side in sides], axis=0)
-    corrected = np.full(len(p), np.nan)
-    for family in (asked, ~asked):
-        corrected[family] = holm(p[family])
-    described = table.assign(p=p, p_holm=corrected, unit=_units(table, groups["fold"].nunique()))
+    described = table.assign(p=p, p_holm=_by_family(p, sides, baseline), unit=_units(table, groups["fold"].nunique()))
     described = described.assign(
         mean=groups["value"].mean(), mean_reference=groups["value_reference"].mean(), verdict=_verdicts(described)
     )
     shown = ["n", "pretrainings", "seeds", "unit", "mean", "mean_reference", "difference", "low", "high", "p", "p_holm"]
     return pd.concat([pd.DataFrame(facts | reference), described[[*shown, "verdict"]].reset_index(drop=True)], axis=1)
+
+
+def _by_family(p: np.ndarray, sides: Sequence[np.ndarray], baseline: str | None) -> np.ndarray:
+    """Holm's correction over the pairs with the baseline, and over the others, each by themselves."""
+    asked = np.any([[baseline is not None and name == baseline for name in side] for side in sides], axis=0)
+    corrected = np.full(len(p), np.nan)
+    for family in (asked, ~asked):
+        corrected[family] = holm(p[family])
+    return corrected
 
 
 def _pairs(runs: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from studies.commands.similarity import DATA_EPILOG, split_data_words
 
 if TYPE_CHECKING:
     from datamodules.base import BaseDataModule
+    from lightning_modules.metrics import EvaluationResult
 
 HERE = "zero_shot"  # folder of a run that keeps its zero-shot results
 
@@ -30,7 +31,7 @@ def run(words: Sequence[str]) -> None:
     from studies.direct import preprocessing_words
     from studies.features import choose_device
     from studies.runs import RunError, RunFolder, hash_of
-    from studies.zero_shot import check_names, evaluate_zero_shot
+    from studies.zero_shot import evaluate_zero_shot
 
     device = choose_device(options.device)
     folder = RunFolder(options.run)
@@ -44,12 +45,6 @@ def run(words: Sequence[str]) -> None:
     result = evaluate_zero_shot(clip, data, options.split, device)
     display.show_metrics(options.split, result.metrics, len(result.index))
     display.say(f"guard: {found}")
-    judged = "not checked: labels may occur together"
-    if data.task == "multiclass":
-        warning = check_names(result.labels, result.logits.argmax(axis=1), data.class_names).words()
-        judged = warning or "no sign of wrong names"
-        if warning:
-            display.say(f"warning: {warning}")
     table = data.read_table()
     kept = {
         "data": data.name,
@@ -72,11 +67,23 @@ def run(words: Sequence[str]) -> None:
         state="finished",
         run=columns,
         texts=dict(zip(data.class_names, data.class_texts or [], strict=True)),
-        names_check=judged,
+        names_check=_judged(data, result),
         rows=outcome.result_rows(result, columns) if options.split == "test" else [],
         **{options.split: outcome.metric_table(result.metrics)},
     )
     display.say(f"written to {place.path}")
+
+
+def _judged(data: "BaseDataModule", result: "EvaluationResult") -> str:
+    """Whether the classes seem to have the right names; a doubt is said at once."""
+    from studies.zero_shot import check_names
+
+    if data.task != "multiclass":
+        return "not checked: labels may occur together"
+    warning = check_names(result.labels, result.logits.argmax(axis=1), data.class_names).words()
+    if warning:
+        display.say(f"warning: {warning}")
+    return warning or "no sign of wrong names"
 
 
 def _data(word: str, settings: Sequence[str], templates: Sequence[str] | None) -> "BaseDataModule":
